@@ -1,0 +1,26 @@
+"""The batch: what flows from the data to a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of ``b`` samples, on the device where it is used."""
+
+    image: Tensor
+    """``b 3 h w`` float, normalised with the backbone's mean and standard deviation."""
+    label: Tensor
+    """``b`` int64, index into the manifest's classes."""
+    saliency: Tensor
+    """``b 1 h w`` float in [0, 1], 1 = salient, aligned with the image; zeros where there is no map."""
+    has_saliency: Tensor
+    """``b`` bool: does this sample have a map? Guidance terms skip those that do not."""
+    index: Tensor
+    """``b`` int64, row of the manifest."""
+
+    def __len__(self) -> int:
+        return len(self.label)
