@@ -67,6 +67,8 @@ class Track:
             line = f"{self.title}: {self.done}/{self.total}, {clock(left)} left"
             print(f"{line}  {self.note}".rstrip(), file=sys.stderr, flush=True)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live:
             self.live.stop()

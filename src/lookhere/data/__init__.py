@@ -1,0 +1,1 @@
+"""Manifests, decoding and its cache, batches, and the synthetic iris set."""

@@ -1,0 +1,220 @@
+"""Finished trainings on disk: found below folders, read back, and gathered into groups that differ by their seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lookhere.errors import DataError, UsageError
+from lookhere.evaluation.scores import Scores, read_scores
+
+FORMAT = 1
+BASELINE = "cross-entropy"
+"""The method that others are compared with, where it is there."""
+RESULT_KEYS = ("method", "backbone", "seed", "classes", "positive", "identity", "group", "data", "evaluation")
+PLACES = {
+    *("data.manifest", "data.root", "data.cache", "data.allow_outside", "saliency.folder"),
+    *("training.device", "training.threads"),
+}
+"""Options that say where things are, not what they are; a run's identity does not depend on them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training, as its folder tells it."""
+
+    folder: Path
+    result: dict[str, Any]
+    """``result.json``: method, seed, identity, data, evaluation."""
+    config: dict[str, Any]
+    """``run.toml``: the resolved configuration, by section."""
+    metrics: list[dict[str, Any]]
+    """``metrics.jsonl``: one entry per epoch."""
+    environment: dict[str, Any]
+    """``environment.json``: versions, device, command."""
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training."""
+        return int(self.result["seed"])
+
+    @property
+    def data_sha256(self) -> str:
+        """The identity of the decoded data that the run was trained and tested on."""
+        return str(self.result["data"]["sha256"])
+
+    def scores(self) -> Scores:
+        """Read ``predictions.csv``.
+
+        Raises:
+            DataError: the file is damaged, or is not the one that the run wrote.
+        """
+        path = self.folder / "predictions.csv"
+        expected = self.result.get("files", {}).get(path.name)
+        if expected and path.is_file():
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != expected:
+                raise DataError(f"{path}: changed since the run finished (SHA-256 {found[:12]}…, not {expected[:12]}…)")
+        return read_scores(path, positive=self.result["positive"])
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies below the searched folders."""
+
+    runs: list[Run]
+    unfinished: dict[Path, int]
+    """Folder of a run without ``result.json`` → epochs it has done."""
+    duplicates: dict[Path, Path]
+    """Folder of a run that repeats another one's identity, and is left out → the folder that is kept."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only by their seed, in the order of their seeds."""
+
+    label: str
+    runs: tuple[Run, ...] = field(repr=False)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, ascending."""
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The result of the first seed, for what all seeds have in common."""
+        return self.runs[0].result
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The configuration by dotted name, without the seed."""
+        return {name: value for name, value in flat(self.runs[0].config).items() if name != "seed"}
+
+
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested configuration by dotted names: ``{"a": {"b": 1}}`` → ``{"a.b": 1}``."""
+    result: dict[str, Any] = {}
+    for name, value in section.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return result
+
+
+def find_runs(paths: Iterable[Path]) -> Found:
+    """Read every run folder at or below ``paths``; a folder with a ``run.toml`` or a ``result.json`` is one.
+
+    Raises:
+        UsageError: a path that is not a folder, or no run at all.
+        DataError: damaged files of finished runs, all of them at once.
+    """
+    paths = [Path(path) for path in paths]
+    if missing := [str(path) for path in paths if not path.is_dir()]:
+        raise UsageError(f"{', '.join(missing)}: no such folder; expected run folders, or a folder that holds them")
+    folders = sorted({Path(folder) for path in paths for folder in _run_folders(path)}, key=lambda p: p.parts)
+    problems: list[str] = []
+    kept: dict[str, Run] = {}
+    unfinished: dict[Path, int] = {}
+    duplicates: dict[Path, Path] = {}
+    for folder in folders:
+        if not (folder / "result.json").is_file():
+            metrics = folder / "metrics.jsonl"
+            unfinished[folder] = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
+            continue
+        try:
+            run = _read_run(folder)
+        except DataError as error:
+            problems += error.problems
+            continue
+        first = kept.setdefault(run.result["identity"], run)
+        if first is not run:
+            duplicates[folder] = first.folder
+    if problems:
+        raise DataError(problems)
+    if not kept and not unfinished:
+        raise UsageError(f"{', '.join(map(str, paths))}: no run found; a run folder holds run.toml and result.json")
+    return Found(list(kept.values()), unfinished, duplicates)
+
+
+def groups(runs: Sequence[Run]) -> list[Group]:
+    """Gather the runs that differ only by their seed, cross-entropy first, then in the order they are given.
+
+    The label of a group is its method, followed by what sets it apart: backbone and data where the groups differ in
+    them, and the options in which groups of the same method differ, as in ``sage (batch_norm=joint)``.
+    """
+    by_group: dict[str, list[Run]] = {}
+    for run in runs:
+        by_group.setdefault(run.result["group"], []).append(run)
+    unlabelled = [Group("", tuple(sorted(members, key=lambda run: run.seed))) for members in by_group.values()]
+    unlabelled.sort(key=lambda group: group.result["method"] != BASELINE)
+    return [Group(_label(group, unlabelled), group.runs) for group in unlabelled]
+
+
+def _label(group: Group, everyone: Sequence[Group]) -> str:
+    method, backbone, sha256 = _kind(group)
+    parts = []
+    if len({other.result["backbone"] for other in everyone}) > 1:
+        parts.append(backbone)
+    names = {other.runs[0].data_sha256: str(other.result["data"].get("name")) for other in everyone}
+    if len(names) > 1:
+        alone = list(names.values()).count(names[sha256]) == 1
+        parts.append(names[sha256] if alone else f"data {sha256[:8]}")
+    for name in differing([other for other in everyone if _kind(other) == _kind(group)]):
+        if name not in PLACES:
+            parts.append(f"{name.rsplit('.', 1)[-1]}={group.options.get(name, 'unset')}")
+    return f"{method} ({', '.join(parts)})" if parts else method
+
+
+def _kind(group: Group) -> tuple[str, str, str]:
+    return group.result["method"], group.result["backbone"], group.runs[0].data_sha256
+
+
+def differing(several: Sequence[Group]) -> list[str]:
+    """Return the dotted names of the options that are not the same in all groups, in alphabetical order."""
+    names = sorted({name for group in several for name in group.options})
+    return [name for name in names if len({repr(group.options.get(name)) for group in several}) > 1]
+
+
+def _run_folders(path: Path) -> Iterable[str]:
+    for folder, below, files in os.walk(path):
+        if "run.toml" in files or "result.json" in files:
+            below.clear()
+            yield folder
+
+
+def _read_run(folder: Path) -> Run:
+    problems: list[str] = []
+
+    def read(name: str, parse: Callable[[str], Any], kind: type) -> Any:
+        try:
+            value = parse((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            problems.append(f"{folder / name}: missing from a finished run; restore it, or train again")
+        except (ValueError, OSError) as error:
+            problems.append(f"{folder / name}: damaged ({error}); restore it, or train again")
+        else:
+            if isinstance(value, kind):
+                return value
+            problems.append(f"{folder / name}: holds a {type(value).__name__}, expected a {kind.__name__}")
+        return kind()
+
+    result = read("result.json", json.loads, dict)
+    config = read("run.toml", tomllib.loads, dict)
+    environment = read("environment.json", json.loads, dict)
+    metrics = read("metrics.jsonl", lambda text: [json.loads(line) for line in text.split("\n") if line], list)
+    if not problems:
+        if result.get("format") != FORMAT:
+            found = result.get("format")
+            problems.append(f"{folder / 'result.json'}: format {found!r}, this version of lookhere reads {FORMAT}")
+        elif absent := [key for key in RESULT_KEYS if key not in result]:
+            problems.append(f"{folder / 'result.json'}: damaged, without {', '.join(absent)}; train again")
+    if problems:
+        raise DataError(problems)
+    return Run(folder, result, config, metrics, environment)

@@ -1,0 +1,179 @@
+"""SAGE: Saliency-Guided Contrastive Embeddings (Crum & Czajka, 2025, arXiv 2511.12744).
+
+The image passes through the network in four views (``views.py``). Cross-entropy acts on the clean one; the logits of
+the view that keeps the salient region are aligned with it, and those of the view that lost the salient region with the
+fully degraded one; a triplet loss does the same for the embeddings (equation 8)::
+
+    L = alpha * L_CE + (1 - alpha) * (L_SLA + L_SCE)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lookhere.backbone import Backbone, BatchNorm, Tapped, forward_views, wrap
+from lookhere.batch import Batch
+from lookhere.losses import (
+    Divergence,
+    TemperatureScale,
+    embedding_margin,
+    sage_loss,
+    saliency_contrastive_embedding,
+    saliency_logit_alignment,
+)
+from lookhere.methods.base import Method, MethodOptions, batch_mean, cross_entropy
+from lookhere.views import ViewOptions, saliency_views
+
+
+class SageOptions(MethodOptions):
+    """Options of SAGE; symbols as in the paper."""
+
+    name: Literal["sage"] = "sage"
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Share of cross-entropy in the loss (equation 8)."""
+    lambda_sla: float = Field(0.5, ge=0, le=1)
+    """Share of the salient pair in the logit alignment (equation 3)."""
+    lambda_sce: float = Field(0.5, ge=0, le=1)
+    """Share of the salient triplet in the contrastive loss (equation 6)."""
+    tau: float = Field(2.0, gt=0, le=100)
+    """Softmax temperature of the logit alignment."""
+    temperature_scale: TemperatureScale = "tau**2"
+    """The factor that makes up for the temperature: ``tau**2`` as in distillation, ``2**tau`` as printed."""
+    divergence: Divergence = "js"
+    """Between softened probabilities: Jensen-Shannon, Kullback-Leibler from the anchor, or Jeffreys'."""
+    margin: Literal["sample", "batch"] | float = "sample"
+    """The triplets' margin: each sample's cd(z, z'), the batch's mean of it, or a number."""
+    detach_margin: bool = True
+    """Send no gradient through the margin."""
+    detach_anchor: bool = False
+    """Send no gradient through the anchors, the clean and the degraded view."""
+    cross_entropy_on: Literal["clean", "clean+salient_kept"] = "clean"
+    """Views that must be classified: the clean one as in the paper, or the mean over it and the salient-kept one."""
+    batch_norm: BatchNorm = "per_view"
+    """Whose statistics batch norm uses: a pass per view, one joint pass, or a pass per view of which only the clean
+    one adds to the running statistics."""
+    views: ViewOptions = ViewOptions()
+    """How the views are made."""
+
+
+class Sage(Method):
+    """SAGE under the contract of a method. Samples without a map add cross-entropy only, and no forward pass."""
+
+    name = "sage"
+    paper = "Crum & Czajka, 2025"
+    guides = "embedding, logits"
+    passes = 4
+    Options = SageOptions
+    options: SageOptions
+
+    def __init__(self, backbone: Backbone | Tapped, options: SageOptions) -> None:
+        super().__init__(backbone, options)
+        options.views.warn_if_truncated()
+        black = [-mean / std for mean, std in zip(backbone.mean, backbone.std, strict=True)]
+        self.register_buffer("black", torch.tensor(black).view(1, -1, 1, 1), persistent=False)
+        self.black: Tensor
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``total``, the terms of equation 8, and the triplets' mean margin and active share."""
+        o, image, saliency, others = self.options, batch.image, batch.saliency, batch.image.roll(1, dims=0)
+        guided = batch.has_saliency.nonzero().squeeze(1)
+        if len(guided) < len(batch):
+            image, saliency, others = image[guided], saliency[guided], others[guided]
+        if len(guided) == 0:
+            ce = batch_mean(cross_entropy(self.backbone(batch.image).logits, batch.label), batch.weight)
+            zero = ce.new_zeros(())
+            return self._parts(ce, zero, zero, zero, zero)
+        views = saliency_views(image, saliency, o.views, black=self.black, others=others)
+        features = forward_views(self.backbone, [batch.image, *views[1:]], o.batch_norm)
+        logits = [features[0].logits[guided], *(f.logits for f in features[1:])]
+        embeddings = [features[0].embedding[guided], *(f.embedding for f in features[1:])]
+
+        ce = cross_entropy(features[0].logits, batch.label)
+        if o.cross_entropy_on == "clean+salient_kept":
+            both = (ce[guided] + cross_entropy(logits[1], batch.label[guided])) / 2
+            ce = ce.index_copy(0, guided, both)
+        sla = saliency_logit_alignment(
+            *logits,
+            lam=o.lambda_sla,
+            tau=o.tau,
+            temperature_scale=o.temperature_scale,
+            divergence=o.divergence,
+            detach_anchor=o.detach_anchor,
+            reduction="none",
+        )
+        sce = saliency_contrastive_embedding(
+            *embeddings,
+            lam=o.lambda_sce,
+            margin=o.margin,
+            detach_margin=o.detach_margin,
+            detach_anchor=o.detach_anchor,
+            reduction="none",
+        )
+        margin = embedding_margin(embeddings[0], embeddings[2], margin=o.margin).mean()
+        active = (sce.detach() > 0).float().mean()
+        sla, sce = (batch_mean(term, batch.weight, guided) for term in (sla, sce))
+        return self._parts(batch_mean(ce, batch.weight), sla, sce, margin, active)
+
+    def _parts(self, ce: Tensor, sla: Tensor, sce: Tensor, margin: Tensor, active: Tensor) -> dict[str, Tensor]:
+        return {
+            "total": sage_loss(ce, sla, sce, self.options.alpha),
+            "cross_entropy": ce,
+            "logit_alignment": sla,
+            "contrastive_embedding": sce,
+            "margin": margin,
+            "active_triplets": active,
+        }
+
+
+class SAGE(nn.Module):
+    """The SAGE loss for a training loop of one's own, around any classifier.
+
+    >>> sage = SAGE(model)
+    >>> loss = sage(images, saliency, labels)
+    >>> loss.backward()
+
+    The model is read, not changed: train ``model.parameters()`` and use ``model`` for inference. For data-parallel
+    training wrap this module rather than the model, so that the four views are one forward pass.
+
+    Args:
+        model: maps images ``b c h w`` to logits ``b k``.
+        tap: name of the layer whose output is the embedding; by default the embedding is what timm's own interface
+            calls so, or the input of the last linear layer.
+        options: options of ``SageOptions`` by name; ``views`` as a ``ViewOptions`` or a dictionary.
+
+    Raises:
+        pydantic.ValidationError: unknown option or value out of range.
+        UsageError: no embedding can be found in the model.
+    """
+
+    def __init__(self, model: nn.Module, tap: str | None = None, **options: Any) -> None:
+        super().__init__()
+        self.method = Sage(wrap(model, tap), SageOptions(**options))
+        self.parts: dict[str, Tensor] = {}
+
+    def forward(self, images: Tensor, saliency: Tensor, labels: Tensor, has_saliency: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar; ``parts`` then holds its named terms, detached.
+
+        Args:
+            images: ``b c h w`` float, normalised as the model expects.
+            saliency: ``b 1 h w`` float in [0, 1], 1 = salient.
+            labels: ``b`` int64.
+            has_saliency: ``b`` bool, false where a sample has no map; all true by default.
+        """
+        everyone = torch.ones_like(labels, dtype=torch.bool)
+        parts = self.method(
+            Batch(
+                image=images,
+                label=labels,
+                saliency=saliency,
+                has_saliency=everyone if has_saliency is None else has_saliency,
+                weight=torch.ones_like(labels, dtype=torch.float32),
+                index=torch.arange(len(labels), device=labels.device),
+            )
+        )
+        self.parts = {name: value.detach() for name, value in parts.items()}
+        return parts["total"]
