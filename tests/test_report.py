@@ -271,6 +271,16 @@ def test_label_says_what_sets_groups_apart(made: tuple[Path, DataOptions, Datase
     assert "from one seed, nobody can tell" in text
 
 
+def test_groups_never_share_a_label(made: tuple[Path, DataOptions, Dataset], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(made[0] / "runs/sage/0", tmp_path / name)
+        path = tmp_path / name / "result.json"
+        result = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(result | {"identity": name, "group": name * 64}), encoding="utf-8")
+    labels = [group.label for group in groups(find_runs([tmp_path]).runs)]
+    assert labels == ["sage [aaaaaaaa]", "sage [bbbbbbbb]"]
+
+
 def test_undefined_stays_undefined(made: tuple[Path, DataOptions, Dataset], tmp_path: Path) -> None:
     shutil.copytree(made[0] / "runs/sage/0", tmp_path / "run")
     path = tmp_path / "run/result.json"

@@ -15,7 +15,7 @@ from lookhere.bench import figures, images, tables
 from lookhere.bench.store import Found, Group, differing, find_runs, flat, groups
 from lookhere.errors import UsageError
 from lookhere.evaluation.statistics import smallest_rank_p
-from lookhere.progress import Track
+from lookhere.progress import Track, clock
 
 
 def write_report(paths: Iterable[Path], out: Path) -> Path:
@@ -182,7 +182,7 @@ def _cost(group: Group) -> dict[str, Any]:
         "epochs": _distinct(r.get("epochs") for r in results),
         "selected": _listing(r.get("selected_epoch") for r in results),
         "select": _distinct(r.get("select") for r in results),
-        "minutes": f"{sum(seconds) / len(seconds) / 60:.1f}" if seconds else "–",
+        "time": clock(sum(seconds) / len(seconds)) if seconds else "–",
         "memory": f"{max(memory):,.0f} MB" if memory else "–",
     }
 

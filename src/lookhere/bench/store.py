@@ -154,7 +154,12 @@ def groups(runs: Sequence[Run]) -> list[Group]:
         by_group.setdefault(run.result["group"], []).append(run)
     unlabelled = [Group("", tuple(sorted(members, key=lambda run: run.seed))) for members in by_group.values()]
     unlabelled.sort(key=lambda group: group.result["method"] != BASELINE)
-    return [Group(_label(group, unlabelled), group.runs) for group in unlabelled]
+    labels = [_label(group, unlabelled) for group in unlabelled]
+    return [
+        # What no option tells, such as weights that changed in their file, the identity does.
+        Group(label if labels.count(label) == 1 else f"{label} [{group.result['group'][:8]}]", group.runs)
+        for label, group in zip(labels, unlabelled, strict=True)
+    ]
 
 
 def _label(group: Group, everyone: Sequence[Group]) -> str:

@@ -81,7 +81,7 @@ class _Stage:
         self.dataset, self.seed, self.stage, self.options = dataset, seed, stage, options
         self.name = method.stages()[stage].name
         self.accelerator, self.folder, self.track = accelerator, folder, track
-        self.method = method.to(accelerator.device)
+        self.method = method.to(accelerator.device, memory_format=torch.channels_last)
         self.wrapped, self.optimizer = accelerator.prepare(self.method, make_optimizer(self.method, options))
         self.training = make_batches(dataset, "train", method, options, accelerator.device, seed=seed)
         self.validation = make_batches(dataset, "val", method, options, accelerator.device)
