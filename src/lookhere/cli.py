@@ -139,12 +139,7 @@ def evaluate(
 
     table = read_scores(*scores)
     validation = None if val is None else read_scores(val)
-    result = compute(
-        table,
-        positive=positive or table.classes[-1],
-        validation=validation and _val_rows(validation),
-        bootstrap=bootstrap,
-    )
+    result = compute(table, positive=positive or table.classes[-1], validation=validation, bootstrap=bootstrap)
     print(json.dumps(result, indent=1)) if as_json else _print_evaluation(result)
 
 
@@ -215,12 +210,6 @@ def _data_options(manifest: Path, settings: Sequence[str] | None, config: Path |
     return load_config(config, settings or (), {"data.manifest": str(manifest)})
 
 
-def _val_rows(scores: Any) -> Any:
-    if not (rows := scores.split == "val").any():
-        raise UsageError("--val: the file has no rows with split val")
-    return scores.select(rows)
-
-
 def _options_text(method: str) -> str:
     from lookhere.training.config import list_options
 
@@ -234,12 +223,16 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     from lookhere.evaluation.evaluate import SUMMARY_COLUMNS, summary_rows
 
     table = Table(*SUMMARY_COLUMNS, box=None, header_style="bold")
+    undefined: dict[str, None] = {}
     for row in summary_rows(result):
-        table.add_row(*row)
-    Console().print(table)
+        reasons = {cell: cell.removeprefix("undefined (")[:-1] for cell in row if cell.startswith("undefined (")}
+        undefined |= dict.fromkeys(reasons.values())
+        table.add_row(*("–" if cell in reasons else cell for cell in row))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
     threshold = result["threshold"]
     shown = f"{threshold['value']:.4f}, {threshold['source']}" if threshold["value"] is not None else threshold["why"]
-    print(f"\nscore: {result['score']} of {result['positive']}, high = {result['positive']}; threshold: {shown}")
+    print("\n" + "".join(f"– : {reason}\n" for reason in undefined), end="")
+    print(f"score: {result['score']} of {result['positive']}, high = {result['positive']}; threshold: {shown}")
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

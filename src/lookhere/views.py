@@ -97,8 +97,9 @@ def gaussian_blur(images: Tensor, kernel: int = 7, sigma: float = 10.0, padding:
     _check_reach(images, reach)
     weights = gaussian_kernel(kernel, sigma).to(images).expand(channels, 1, kernel)
     padded = F.pad(images, (reach, reach, reach, reach), mode=padding)
-    rows = F.conv2d(padded, weights[..., None], groups=channels)
-    return F.conv2d(rows, weights[:, :, None], groups=channels)
+    with torch.autocast(images.device.type, enabled=False):  # an image keeps its precision in mixed-precision training
+        rows = F.conv2d(padded, weights[..., None], groups=channels)
+        return F.conv2d(rows, weights[:, :, None], groups=channels)
 
 
 def varying_blur(images: Tensor, sigma: Tensor, kernel: int = 7, padding: str = "reflect") -> Tensor:

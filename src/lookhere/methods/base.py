@@ -38,6 +38,7 @@ class CrossEntropyOptions(MethodOptions):
     """Cross-entropy has no options."""
 
     name: Literal["cross-entropy"] = "cross-entropy"
+    """The method."""
 
 
 class Method(nn.Module):

@@ -33,6 +33,7 @@ class SageOptions(MethodOptions):
     """Options of SAGE; symbols as in the paper."""
 
     name: Literal["sage"] = "sage"
+    """The method."""
     alpha: float = Field(0.5, ge=0, le=1)
     """Share of cross-entropy in the loss (equation 8)."""
     lambda_sla: float = Field(0.5, ge=0, le=1)

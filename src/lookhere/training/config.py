@@ -65,7 +65,7 @@ class TrainingOptions(Options):
 class Config(Options):
     """Everything that decides a training."""
 
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
     """Initial weights, order of the samples and every other random choice."""
     data: DataOptions
     """Images, labels and splits."""
@@ -134,8 +134,10 @@ def build_config(content: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        known = [option.name for option in list_options(str(content.get("method", {}).get("name", "sage")))]
-        raise UsageError("\n".join(_explain(problem, known) for problem in error.errors())) from None
+        method = content.get("method")
+        name = str(method.get("name")) if isinstance(method, Mapping) else "sage"
+        options = {option.name: option for option in list_options(name)}
+        raise UsageError("\n".join(dict.fromkeys(_explain(problem, options) for problem in error.errors()))) from None
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def _walk(options: type[Options], prefix: str, method: type[Options]) -> Iterato
             yield from _walk(inner, f"{prefix}{name}.", method)
         else:
             default = "required" if field.is_required() else _show(field.get_default(call_default_factory=True))
-            yield Option(prefix + name, _kind(field), default, " ".join((field.description or "").split()))
+            help = " ".join((field.description or "").replace("``", "").split())
+            yield Option(prefix + name, _kind(field), default, help)
 
 
 def _kind(field: FieldInfo) -> str:
@@ -170,32 +173,33 @@ def _kind(field: FieldInfo) -> str:
     names = {int: "integer", float: "number", str: "text", bool: "true|false", Path: "path", dict: "table"}
     kinds = [names[part] for part in (*parts, *(get_origin(part) for part in parts)) if part in names]
     ranges = {
-        annotated_types.Ge: lambda m: f"≥ {m.ge:g}",
-        annotated_types.Gt: lambda m: f"> {m.gt:g}",
-        annotated_types.Le: lambda m: f"≤ {m.le:g}",
-        annotated_types.Lt: lambda m: f"< {m.lt:g}",
+        annotated_types.Ge: lambda mark: f"≥ {mark.ge}",
+        annotated_types.Gt: lambda mark: f"> {mark.gt}",
+        annotated_types.Le: lambda mark: f"≤ {mark.le}",
+        annotated_types.Lt: lambda mark: f"< {mark.lt}",
     }
     bounds = [ranges[type(mark)](mark) for mark in field.metadata if type(mark) in ranges]
-    return " ".join(["|".join([*choices, *kinds[:1]]), *bounds])
+    return " ".join(["|".join([*choices, *kinds[:1]]), " and ".join(bounds)]).rstrip()
 
 
-def _explain(problem: ErrorDetails, known: Sequence[str]) -> str:
+def _explain(problem: ErrorDetails, options: Mapping[str, Option]) -> str:
     location = [str(part) for part in problem["loc"]]
     if location[0] == "method" and len(location) > 1 and location[1] in METHODS:
         del location[1]
-    while len(location) > 1 and ".".join(location) not in known and ".".join(location[:-1]) in known:
+    while len(location) > 1 and ".".join(location) not in options and ".".join(location[:-1]) in options:
         location.pop()  # pydantic names the branch of a union, such as margin.float
     name = ".".join(location)
     if problem["type"] == "union_tag_invalid":
         value = str(problem["ctx"]["tag"])
         return f"method.name: there is no method '{value}'{nearest(value, METHODS)} (methods: {', '.join(METHODS)})"
     if problem["type"] == "extra_forbidden":
-        same = [option for option in known if option.rpartition(".")[2] == location[-1]]
-        return f"{name}: there is no such option" + (f"; did you mean '{same[0]}'?" if same else nearest(name, known))
+        same = [option for option in options if option.rpartition(".")[2] == location[-1]]
+        return f"{name}: there is no such option" + (f"; did you mean '{same[0]}'?" if same else nearest(name, options))
     if problem["type"] == "missing":
         return f"{name}: is required" + ("; give --data MANIFEST" if name.startswith("data") else "")
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+    if name in options and problem["type"] != "value_error":
+        return f"{name}: expected {options[name].kind}, got {problem['input']!r}"
+    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class _Stage:
         self.dataset, self.seed, self.stage, self.options = dataset, seed, stage, options
         self.name = method.stages()[stage].name
         self.accelerator, self.folder, self.track = accelerator, folder, track
-        self.method = method.to(accelerator.device, memory_format=torch.channels_last)
+        self.method = method.to(accelerator.device).to(memory_format=torch.channels_last)
         self.wrapped, self.optimizer = accelerator.prepare(self.method, make_optimizer(self.method, options))
         self.training = make_batches(dataset, "train", method, options, accelerator.device, seed=seed)
         self.validation = make_batches(dataset, "val", method, options, accelerator.device)
@@ -165,7 +165,7 @@ class _Stage:
         return position
 
     def _not_finite(self, epoch: int, step: int, batch: Batch, parts: dict[str, Tensor]) -> str:
-        terms = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
+        terms = ", ".join(f"{name} {float(value.detach()):g}" for name, value in parts.items())
         samples = ", ".join(self.dataset.manifest.image[i] for i in batch.index.tolist())
         return (
             f"the loss is not finite at epoch {epoch}, step {step}: {terms}. Samples: {samples}. "
