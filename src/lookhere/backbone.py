@@ -6,7 +6,6 @@ is read through a tap: the input of its last linear layer, or the output of a la
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,18 +159,14 @@ def create_backbone(options: BackboneOptions, classes: int, size: int) -> Backbo
     Raises:
         UsageError: unknown name, or weights that cannot be had. Random weights are used only where asked for.
     """
-    if not timm.is_model(options.name.split(".")[0]):
-        raise UsageError(
-            f"backbone.name: timm has no model '{options.name}'{nearest(options.name, timm.list_models())}"
-        )
+    file = resolve_weights(options)
     arguments: dict[str, Any] = {"num_classes": classes}
     if "img_size" in inspect.signature(timm.model_entrypoint(options.name.split(".")[0])).parameters or _fixed(
         options.name
     ):
         arguments["img_size"] = size
-    if options.weights == "random":
+    if file is None:
         return Backbone(timm.create_model(options.name, pretrained=False, **arguments))
-    file = _hub_file(options.name) if options.weights == "pretrained" else _weights_file(Path(options.weights))
     overlay = {"file": str(file)}
     try:
         model = timm.create_model(options.name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
@@ -180,6 +175,21 @@ def create_backbone(options: BackboneOptions, classes: int, size: int) -> Backbo
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"backbone.weights: {file} does not fit {options.name}: {reason} …") from error
+
+
+def resolve_weights(options: BackboneOptions) -> Path | None:
+    """Return the file of a backbone's initial weights, fetched if need be, or None for random ones.
+
+    Raises:
+        UsageError: unknown name, or weights that cannot be had.
+    """
+    if not timm.is_model(options.name.split(".")[0]):
+        raise UsageError(
+            f"backbone.name: timm has no model '{options.name}'{nearest(options.name, timm.list_models())}"
+        )
+    if options.weights == "random":
+        return None
+    return _hub_file(options.name) if options.weights == "pretrained" else _weights_file(Path(options.weights))
 
 
 @contextmanager
@@ -214,12 +224,6 @@ def forward_views(backbone: nn.Module, views: Sequence[Tensor], batch_norm: Batc
     clean = backbone(views[0])
     with frozen_statistics(backbone):
         return [clean, *(backbone(view) for view in views[1:])]
-
-
-def _fixed(name: str) -> bool:
-    """Is this network built for one image size?"""
-    config = timm.models.get_pretrained_cfg(name)
-    return bool(config and config.fixed_input_size)
 
 
 def _weights_file(path: Path) -> Path:

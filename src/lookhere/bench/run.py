@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from lookhere.backbone import create_backbone
+from lookhere.backbone import create_backbone, resolve_weights
 from lookhere.data.cache import Dataset, load_dataset
 from lookhere.data.manifest import DataOptions, SaliencyOptions, read_manifest
 from lookhere.errors import UsageError
@@ -39,7 +39,8 @@ def train(config: Config, out: Path, *, resume: bool = False) -> dict[str, Any]:
     Raises:
         LookhereError: configuration, data or training; see ``errors``. Nothing but the run folder is written.
     """
-    resolve_device(config.training.device)
+    resolve_device(config.training.device)  # what can be refused at once is refused before the data is decoded
+    resolve_weights(config.backbone)
     needs_val = config.training.select != "last"
     manifest = read_manifest(config.data, config.saliency, need_val=needs_val)
     dataset = load_dataset(config.data, config.saliency, manifest)
