@@ -161,9 +161,8 @@ def create_backbone(options: BackboneOptions, classes: int, size: int) -> Backbo
     """
     file = resolve_weights(options)
     arguments: dict[str, Any] = {"num_classes": classes}
-    if "img_size" in inspect.signature(timm.model_entrypoint(options.name.split(".")[0])).parameters or _fixed(
-        options.name
-    ):
+    config = timm.models.get_pretrained_cfg(options.name)
+    if config and config.fixed_input_size:
         arguments["img_size"] = size
     if file is None:
         return Backbone(timm.create_model(options.name, pretrained=False, **arguments))

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 Divergence = Literal["js", "kl", "jeffreys"]
@@ -22,16 +23,20 @@ Margin = Literal["sample", "batch"] | float
 TemperatureScale = Literal["tau**2", "2**tau"]
 Reduction = Literal["mean", "none"]
 
+Logits = Float[Tensor, "b k"]
+Embeddings = Float[Tensor, "b d"]
+PerSample = Float[Tensor, " b"]
+
 # A cosine's gradient at a zero embedding is 1 / eps: this keeps it finite in float16 too (torch's default is 1e-8).
 COSINE_EPS = 1e-4
 
 
-def kullback_leibler(log_p: Tensor, log_q: Tensor) -> Tensor:
+def kullback_leibler(log_p: Logits, log_q: Logits) -> PerSample:
     """Return KL(p || q) in nats, ``b k`` log-probabilities -> ``b``."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
+def jensen_shannon(log_p: Logits, log_q: Logits) -> PerSample:
     """Return the Jensen-Shannon divergence in nats, within [0, ln 2] (equation 1).
 
     Args:
@@ -44,12 +49,12 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     return 0.5 * (kullback_leibler(log_p, log_m) + kullback_leibler(log_q, log_m))
 
 
-def jeffreys(log_p: Tensor, log_q: Tensor) -> Tensor:
+def jeffreys(log_p: Logits, log_q: Logits) -> PerSample:
     """Return Jeffreys' divergence KL(p || q) + KL(q || p) in nats, ``b k`` log-probabilities -> ``b``."""
     return kullback_leibler(log_p, log_q) + kullback_leibler(log_q, log_p)
 
 
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+DIVERGENCES: dict[str, Callable[[Logits, Logits], PerSample]] = {
     "js": jensen_shannon,
     "kl": kullback_leibler,
     "jeffreys": jeffreys,
@@ -57,10 +62,10 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def saliency_logit_alignment(
-    clean: Tensor,
-    kept: Tensor,
-    degraded: Tensor,
-    removed: Tensor,
+    clean: Logits,
+    kept: Logits,
+    degraded: Logits,
+    removed: Logits,
     *,
     lam: float = 0.5,
     tau: float = 2.0,
@@ -95,17 +100,19 @@ def saliency_logit_alignment(
     return loss.mean() if reduction == "mean" else loss
 
 
-def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+def cosine_distance(a: Embeddings, b: Embeddings) -> PerSample:
     """Return 1 - cosine similarity, within [0, 2] up to rounding, ``b d`` embeddings -> ``b``."""
     return 1 - F.cosine_similarity(_wide(a), _wide(b), dim=-1, eps=COSINE_EPS)
 
 
-def triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: Tensor | float) -> Tensor:
+def triplet(anchor: Embeddings, positive: Embeddings, negative: Embeddings, margin: PerSample | float) -> PerSample:
     """Return the cosine triplet loss max(cd(a, p) - cd(a, n) + margin, 0) (equations 4 and 5), ``b d`` -> ``b``."""
     return (cosine_distance(anchor, positive) - cosine_distance(anchor, negative) + margin).clamp_min(0)
 
 
-def embedding_margin(clean: Tensor, degraded: Tensor, *, margin: Margin = "sample", detach: bool = True) -> Tensor:
+def embedding_margin(
+    clean: Embeddings, degraded: Embeddings, *, margin: Margin = "sample", detach: bool = True
+) -> PerSample:
     """Return the margin mu = cd(z, z') between the clean and the degraded embedding (``b d``), one per sample (``b``).
 
     Args:
@@ -122,10 +129,10 @@ def embedding_margin(clean: Tensor, degraded: Tensor, *, margin: Margin = "sampl
 
 
 def saliency_contrastive_embedding(
-    clean: Tensor,
-    kept: Tensor,
-    degraded: Tensor,
-    removed: Tensor,
+    clean: Embeddings,
+    kept: Embeddings,
+    degraded: Embeddings,
+    removed: Embeddings,
     *,
     lam: float = 0.5,
     margin: Margin = "sample",

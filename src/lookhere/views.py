@@ -19,10 +19,14 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from lookhere.options import Options
+
+Images = Float[Tensor, "b c h w"]
+Maps = Float[Tensor, "b 1 h w"]
 
 
 class Views(NamedTuple):
@@ -87,7 +91,7 @@ def effective_sigma(size: int, sigma: float) -> float:
     return math.sqrt(float((gaussian_kernel(size, sigma) * offset**2).sum()))
 
 
-def gaussian_blur(images: Tensor, kernel: int = 7, sigma: float = 10.0, padding: str = "reflect") -> Tensor:
+def gaussian_blur(images: Images, kernel: int = 7, sigma: float = 10.0, padding: str = "reflect") -> Images:
     """Blur ``b c h w`` images with a ``kernel x kernel`` Gaussian, as two passes of one dimension.
 
     Raises:
@@ -102,7 +106,7 @@ def gaussian_blur(images: Tensor, kernel: int = 7, sigma: float = 10.0, padding:
         return F.conv2d(rows, weights[:, :, None], groups=channels)
 
 
-def varying_blur(images: Tensor, sigma: Tensor, kernel: int = 7, padding: str = "reflect") -> Tensor:
+def varying_blur(images: Images, sigma: Maps, kernel: int = 7, padding: str = "reflect") -> Images:
     """Blur ``b c h w`` images with a Gaussian whose standard deviation ``sigma`` (``b 1 h w``, pixels) varies by pixel.
 
     A varying Gaussian is not separable, so this costs ``kernel**2`` passes over the image: meant for small kernels.
@@ -125,12 +129,12 @@ def varying_blur(images: Tensor, sigma: Tensor, kernel: int = 7, padding: str = 
 
 
 def saliency_views(
-    images: Tensor,
-    saliency: Tensor,
+    images: Images,
+    saliency: Maps,
     options: ViewOptions | None = None,
     *,
     black: Tensor | float = 0.0,
-    others: Tensor | None = None,
+    others: Images | None = None,
 ) -> Views:
     """Return the four views of SAGE, section 3.1.
 

@@ -31,7 +31,7 @@ class Scale:
     epochs: int
 
 
-QUICK = Scale(size=96, train=400, val=120, test=600, backbone="resnet10t", epochs=6)
+QUICK = Scale(size=96, train=400, val=120, test=600, backbone="resnet10t", epochs=4)
 FULL = Scale(size=128, train=1200, val=240, test=1200, backbone="resnet18", epochs=12)
 METHODS = ("cross-entropy", "sage")
 
