@@ -161,7 +161,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold them.")],
     out: Out = None,
 ) -> None:
-    """Compare finished runs in one HTML page that needs no network."""
+    """Compare finished runs in one HTML page that needs no network, or in Markdown tables (--out NAME.md)."""
     from lookhere.bench.report import write_report
 
     print(f"report: {write_report(runs, out or Path('report.html'))}")

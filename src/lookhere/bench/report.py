@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,13 @@ from lookhere.bench.store import Found, Group, differing, find_runs, flat, group
 from lookhere.errors import UsageError
 from lookhere.evaluation.statistics import smallest_rank_p
 from lookhere.progress import Track, clock
+from lookhere.training.folder import write_text
 
 
 def write_report(paths: Iterable[Path], out: Path) -> Path:
     """Write the report of all runs at or below ``paths`` to the file ``out``, whole or not at all, and return it.
+
+    A name that ends in ``.md`` gets the tables alone, as Markdown; any other the whole page.
 
     Raises:
         UsageError: no run found, or a place that cannot be written.
@@ -28,6 +30,17 @@ def write_report(paths: Iterable[Path], out: Path) -> Path:
     out = Path(out)
     if out.is_dir():
         raise UsageError(f"{out}: a folder; expected the name of an HTML file, such as {out / 'report.html'}")
+    found = find_runs(paths)
+    text = _markdown(groups(found.runs)) if out.suffix == ".md" else _page(found)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, text)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}") from error
+    return out
+
+
+def _page(found: Found) -> str:
     environment = Environment(
         loader=PackageLoader("lookhere", "bench"),
         autoescape=True,
@@ -35,17 +48,16 @@ def write_report(paths: Iterable[Path], out: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template("report.html.j2").render(_content(find_runs(paths)))
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(html, encoding="utf-8")
-        os.replace(part, out)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be written: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return out
+    return environment.get_template("report.html.j2").render(_content(found))
+
+
+def _markdown(everyone: Sequence[Group]) -> str:
+    parts = []
+    for split in tables.test_splits(everyone):
+        unseen = any(tables.subset_types(group, split, "unseen") for group in everyone)
+        parts.append(tables.comparison(everyone, split=split).markdown())
+        parts.append(tables.operating_points(everyone, "unseen" if unseen else "all", split=split).markdown())
+    return "\n".join(parts)
 
 
 def headline(table: tables.Table, types: Sequence[str]) -> list[str]:
