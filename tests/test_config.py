@@ -25,7 +25,7 @@ def test_defaults_are_the_papers_protocol() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_load(recipe: Path) -> None:
-    assert load_config(recipe, flags=DATA).data.manifest == Path("m.csv")
+    assert load_config(recipe, flags=DATA).data.manifest == Path("m.csv").absolute()
 
 
 def test_settings_beat_the_file_and_flags_beat_settings(tmp_path: Path) -> None:

@@ -222,16 +222,23 @@ def _options_text(method: str) -> str:
 def _print_evaluation(result: dict[str, Any]) -> None:
     from lookhere.evaluation.evaluate import SUMMARY_COLUMNS, summary_rows
 
-    table = Table(*SUMMARY_COLUMNS, box=None, header_style="bold")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for name in SUMMARY_COLUMNS:
+        table.add_column(name, no_wrap=name == "AUROC")
     undefined: dict[str, None] = {}
     for row in summary_rows(result):
         reasons = {cell: cell.removeprefix("undefined (")[:-1] for cell in row if cell.startswith("undefined (")}
         undefined |= dict.fromkeys(reasons.values())
-        table.add_row(*("–" if cell in reasons else cell for cell in row))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+        cells = ["–" if cell in reasons else cell for cell in row]
+        if console.width < 120:  # the intervals of all but the AUROC make place for a line each
+            cells[4:] = [cell.partition(" [")[0] for cell in cells[4:]]
+        table.add_row(*cells)
+    console.print(table)
     threshold = result["threshold"]
     shown = f"{threshold['value']:.4f}, {threshold['source']}" if threshold["value"] is not None else threshold["why"]
     print("\n" + "".join(f"– : {reason}\n" for reason in undefined), end="")
+    print("APCER@1%: at a BPCER of at most 1 %; detected: share of positives at or above the threshold")
     print(f"score: {result['score']} of {result['positive']}, high = {result['positive']}; threshold: {shown}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lookhere.data.columns import (
     check_groups,
@@ -51,6 +51,11 @@ class DataOptions(Options):
     allow_outside: bool = False
     """Accept paths that leave the root."""
 
+    @field_validator("manifest", "root", "cache")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path and path.absolute()  # a run can be used from any folder
+
 
 class SaliencyOptions(Options):
     """Where the saliency maps are and how they are read."""
@@ -63,6 +68,8 @@ class SaliencyOptions(Options):
     """What follows the image's name in its map's: "_blended" in VISER."""
     normalise: Literal["min-max", "none"] = "min-max"
     """Stretch each map to [0, 1], or leave its values as they are."""
+    colour_map: Literal["refuse", "invert"] = "refuse"
+    """Maps in the colours of viridis or another monotone colour map: refuse them, or read their values back."""
 
 
 class Count(NamedTuple):

@@ -35,7 +35,7 @@ HALF = 0.0
 MOST_UNDEFINED = 0.05
 """Share of resamples that may leave a metric undefined (a class not drawn) before its interval means little."""
 
-SUMMARY_COLUMNS = ("split", "subset", "positives", "negatives", "AUROC", "APCER @ BPCER 1 %", "EER", "detection rate")
+SUMMARY_COLUMNS = ("split", "subset", "pos / neg", "AUROC", "APCER@1%", "EER", "detected")
 
 
 def evaluate(
@@ -209,8 +209,7 @@ def summary_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             subset["split"],
             subset["name"],
-            str(subset["positives"]),
-            str(subset["negatives"]),
+            f"{subset['positives']} / {subset['negatives']}",
             show(subset["metrics"]["auroc"], 1, 3),
             show(subset["metrics"]["apcer_at_bpcer_1"], 100, 1),
             show(subset["metrics"]["eer"], 100, 1),
