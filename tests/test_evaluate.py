@@ -200,4 +200,4 @@ def test_result_is_reproducible_json_and_does_not_depend_on_the_order_of_rows():
     rows = summary_rows(result)
     assert {len(row) for row in rows} == {len(SUMMARY_COLUMNS)}
     auroc = subset_of(result)["metrics"]["auroc"]
-    assert rows[0][4] == f"{auroc['value']:.3f} [{auroc['low']:.3f}, {auroc['high']:.3f}]"
+    assert rows[0][3] == f"{auroc['value']:.3f} [{auroc['low']:.3f}, {auroc['high']:.3f}]"
