@@ -75,11 +75,14 @@ def test_identity_is_what_decides_the_result(tmp_path: Path) -> None:
         ("method.sigma=3", "method.sigma: there is no such option; did you mean 'method.views.sigma'?"),
         ("views.degrade=swap", "views: there is no such option"),
         ("method.alpha=1.5", "method.alpha: expected number ≥ 0 and ≤ 1, got 1.5"),
-        ("method.margin=foo", "method.margin: expected sample|batch|number, got 'foo'"),
+        ("method.margin=foo", "method.margin: expected sample|batch|number ≥ 0 and ≤ 2, got 'foo'"),
         ("method.views.kernel=6", "kernel: 6 is even; a blur needs a centre pixel, so take 7"),
         ("training.learning_rate=-1", "training.learning_rate: expected number > 0 and ≤ 10, got -1"),
         ("training.select=test_auroc", "training.select: expected val_accuracy|val_auroc|last, got 'test_auroc'"),
         ("method.name=sge", "method.name: there is no method 'sge'; did you mean 'sage'?"),
+        ("method.margin=nan", "method.margin: expected sample|batch|number ≥ 0 and ≤ 2"),
+        ("method.views.kernel=501", "method.views.kernel: expected integer ≥ 3 and ≤ 255, got 501"),
+        ("data.manifest=other.csv", "data.manifest: given twice, as 'm.csv' and by --set as 'other.csv'"),
         ("seed", "--set seed: expected name=value"),
         ("seed.x=1", "seed: expected integer"),
     ],
@@ -91,12 +94,22 @@ def test_what_is_wrong_is_named_with_what_was_expected(setting: str, message: st
     assert "\n" not in str(error.value)
 
 
+def test_options_that_do_not_go_together_are_refused() -> None:
+    for settings, message in (
+        (["data.size=48", "method.views.kernel=97"], "method.views.kernel: 97 does not fit images of 48 pixels"),
+        (["training.batch_size=1", "method.views.degrade=swap"], "training.batch_size: .*needs another image"),
+        (["seed=1", "seed=2"], "--set seed: given twice, as 1 and '2'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_config(settings=settings, flags=DATA)
+
+
 def test_all_that_is_wrong_comes_at_once_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         load_config(settings=["training.epochs=0", "method.alpha=2", "backbone.nme=x"])
     assert [line.partition(":")[0] for line in sorted(str(error.value).splitlines())] == [
         "backbone.nme",
-        "data",
+        "data.manifest",
         "method.alpha",
         "training.epochs",
     ]
@@ -111,5 +124,5 @@ def test_every_option_has_a_range_a_default_and_help(method: str) -> None:
     options = list_options(method)
     assert all(option.kind and option.help for option in options), [o.name for o in options if not (o.kind and o.help)]
     for option in options:
-        if option.default not in ("required", "none", "", "{}"):
-            load_config(settings=[f"method.name={method}", f"{option.name}={option.default}"], flags=DATA)
+        if option.default not in ("required", "none", "", "{}") and option.name != "method.name":
+            load_config(settings=[f"{option.name}={option.default}"], flags={**DATA, "method.name": method})

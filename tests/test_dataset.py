@@ -185,7 +185,7 @@ def test_constant_maps_are_counted_and_finite(folder: Path) -> None:
     Image.new("L", (48, 40), 0).save(folder / "map3.png")
     Image.new("L", (48, 40), 51).save(folder / "map4.png")
     data = load(folder)
-    assert data.constant_maps == 2
+    assert data.constant.sum() == 2
     saliency = torch.cat([batch.saliency for batch in batches(data).epoch()])
     assert saliency.isfinite().all()
     assert saliency[3].unique().tolist() == [0.0]

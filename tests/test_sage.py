@@ -16,6 +16,7 @@ import lookhere
 import transcription
 from lookhere.backbone import Tapped
 from lookhere.batch import Batch
+from lookhere.errors import UsageError
 from lookhere.methods import METHODS, Method, Sage, SageOptions, create_method
 from lookhere.methods.base import CrossEntropyOptions
 from lookhere.views import ViewOptions, saliency_views
@@ -88,6 +89,8 @@ def test_sample_weights_weigh_every_term() -> None:
     repeated = Batch(**{f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(Batch)})
     for name in ("cross_entropy", "logit_alignment", "contrastive_embedding", "total"):
         torch.testing.assert_close(sage(model)(twice)[name], sage(model)(repeated)[name])
+    nothing = sage(model)(dataclasses.replace(batch, weight=torch.zeros(4, dtype=torch.float64)))
+    assert float(nothing["total"].detach()) == 0
 
 
 def test_cross_entropy_on_the_kept_view_is_the_mean_of_both() -> None:
@@ -105,7 +108,7 @@ def test_cross_entropy_on_the_kept_view_is_the_mean_of_both() -> None:
 def test_the_loss_falls_and_reaches_the_first_layer(mode: str, degrade: str) -> None:
     batch = make_batch(8, maps=6)
     views = ViewOptions(degrade=degrade, kernel=3, sigma=0.5)
-    method = Sage(Tapped(network()), SageOptions(batch_norm=mode, views=views))
+    method = Sage(Tapped(network()), SageOptions(batch_norm=mode, views=views), black=[-2.0])
     optimizer = torch.optim.Adam(method.parameters(), 0.03)
     losses = []
     for _ in range(40):
@@ -119,12 +122,11 @@ def test_the_loss_falls_and_reaches_the_first_layer(mode: str, degrade: str) -> 
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.filterwarnings("ignore:a blur with kernel 7")
 def test_predict_needs_no_map_and_the_table_makes_every_method() -> None:
     model = network().eval()
     for name, kind in METHODS.items():
         options = kind.Options(name=name)
-        if isinstance(options, SageOptions):
-            options = SageOptions(views=ViewOptions(kernel=41))
         method = create_method(options, Tapped(model))
         torch.testing.assert_close(method.predict(make_batch().image), model(make_batch().image))
 
@@ -143,6 +145,25 @@ def test_own_loop_gives_the_loss_of_the_method() -> None:
         lookhere.SAGE(model, alpha=1.5)
     with pytest.raises(ValidationError, match="sigmaa"):
         lookhere.SAGE(model, views={"sigmaa": 1})
+    wide = {"kernel": 41}
+    with pytest.raises(UsageError, match="give black="):
+        lookhere.SAGE(model, views={"degrade": "dim"})
+    with pytest.raises(UsageError, match=r"must lie in \[0, 1\], got values from 0 to 255"):
+        lookhere.SAGE(model, views=wide)(batch.image, (batch.saliency > 0.5) * 255, batch.label)
+
+
+def test_a_compiled_model_is_compiled_in_the_loss() -> None:
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        return lambda *a: calls.append(1) or graph.forward(*a)
+
+    model, batch = network(norm=False).float(), make_batch(4)
+    images, saliency = batch.image.float(), batch.saliency.float()
+    plain = lookhere.SAGE(model, views={"kernel": 3, "sigma": 0.5})(images, saliency, batch.label)
+    compiled = lookhere.SAGE(torch.compile(model, backend=backend), views={"kernel": 3, "sigma": 0.5})
+    torch.testing.assert_close(compiled(images, saliency, batch.label), plain)
+    assert calls
 
 
 def test_the_example_runs_and_is_short(capsys) -> None:

@@ -113,7 +113,7 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path):
         "not UTF-8 text",
     ]
     with pytest.raises(UsageError, match="cannot be written"):
-        write_scores(tmp_path / "none" / "scores.csv", make_scores(3))
+        write_scores(tmp_path / "utf16.csv" / "scores.csv", make_scores(3))
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):

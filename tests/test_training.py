@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from lookhere.bench.run import FinishedRun, train
-from lookhere.data.manifest import SaliencyOptions
 from lookhere.errors import DataError, TrainingError, UsageError
 from lookhere.evaluation.evaluate import evaluate
 from lookhere.evaluation.scores import read_scores
 from lookhere.methods import Method
+from lookhere.training import fit
 from lookhere.training.checkpoint import latest_checkpoint
 from lookhere.training.config import Config, load_config
 from lookhere.training.fit import auroc, resolve_device
@@ -82,11 +83,68 @@ def test_predictions_and_evaluation_can_be_recomputed(finished: tuple[Config, Pa
     config, out, result = finished
     stored = read_scores(out / "predictions.csv")
     assert evaluate(stored, positive=result["positive"]) == result["evaluation"]
-    again = FinishedRun.load(out, "cpu").predict(config.data, SaliencyOptions())
+    again = FinishedRun.load(out, "cpu").predict(config.data.manifest)
     row = {key: i for i, key in enumerate(again.id)}
     order = [row[key] for key in stored.id]
     np.testing.assert_allclose(again.logits[order], stored.logits, rtol=0, atol=1e-6)
     assert set(stored.split) == {"val", "test"}
+
+
+def test_predicting_on_a_test_list_alone_knows_which_types_were_seen(
+    finished: tuple[Config, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    config, out, result = finished
+    manifest = config.data.manifest
+    header, *rows = manifest.read_text().splitlines()
+    tests = [row for row in rows if ",test," in row]
+    (tmp_path / "test.csv").write_text("\n".join([header, *tests]) + "\n")
+    run = FinishedRun.load(out, "cpu")
+    scores = run.predict(tmp_path / "test.csv", [f"data.root={manifest.parent}"])
+    validation = read_scores(out / "predictions.csv")
+    stored = {subset["name"]: subset for subset in result["evaluation"]["subsets"] if subset["split"] == "test"}
+    for subset in evaluate(scores, positive=result["positive"], validation=validation)["subsets"]:
+        expected = stored.pop(subset["name"])
+        assert (subset["positives"], subset["types"]) == (expected["positives"], expected["types"])
+        assert subset["metrics"]["auroc"]["value"] == pytest.approx(expected["metrics"]["auroc"]["value"])
+    assert not stored
+    for setting in ("data.size=64", "training.epochs=3", "data.positive=x"):
+        with pytest.raises(UsageError, match="is fixed by the training"):
+            run.predict(manifest, [setting])
+
+
+def test_prediction_decodes_as_training_did(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["image,label,split"]
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 4095, (48, 48), np.uint16)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{'attack' if i % 2 else 'live'},{('train', 'train', 'val', 'test')[i // 3]}")
+    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
+    config = configure(tmp_path / "m.csv", "data.bit_depth=12", "training.epochs=1", method="cross-entropy")
+    train(config, tmp_path / "run")
+    stored = read_scores(tmp_path / "run" / "predictions.csv")
+    scores = FinishedRun.load(tmp_path / "run", "cpu").predict(tmp_path / "m.csv")
+    row = {key: i for i, key in enumerate(scores.id)}
+    np.testing.assert_allclose(scores.logits[[row[key] for key in stored.id]], stored.logits, atol=1e-6)
+
+
+def test_an_epoch_interrupted_before_its_checkpoint_is_recorded_once(
+    iris: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    save = fit.save_checkpoint
+
+    def interrupted(folder: Path, position: Any, *rest: Any) -> None:
+        if position.epoch == 2:
+            raise KeyboardInterrupt
+        save(folder, position, *rest)
+
+    config = configure(iris, method="cross-entropy")
+    monkeypatch.setattr(fit, "save_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    monkeypatch.undo()
+    train(config, tmp_path / "run", resume=True)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(
@@ -160,6 +218,10 @@ def test_resume_returns_a_finished_run_and_other_configurations_are_refused(
         train(config, tmp_path)
     with pytest.raises(UsageError, match="cannot be written"):
         train(config, tmp_path / "notes.txt")
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="does not fit"):
+        train(configure(iris, f"backbone.weights={tmp_path / 'bad.safetensors'}"), tmp_path / "free")
+    assert not (tmp_path / "free").exists()
     with (
         RunFolder(tmp_path / "busy").start(config, "x", resume=False),
         pytest.raises(UsageError, match="another process"),
@@ -221,6 +283,8 @@ def test_options_of_the_optimisation_train(iris: Path, tmp_path: Path, setting: 
 def test_a_batch_of_one_is_left_out_and_maps_may_be_few(iris: Path, tmp_path: Path) -> None:
     result = train(configure(iris, "training.batch_size=23", "training.epochs=1"), tmp_path / "run")
     assert result["data"]["maps"]["train"] == 12
+    with pytest.raises(TrainingError, match=r"raise training\.batch_size or data\.size"):
+        train(configure(iris, "training.batch_size=1", "data.size=16", "method.views.kernel=3"), tmp_path / "one")
 
 
 def test_no_validation_rows_is_an_error_that_says_what_to_do(iris: Path, tmp_path: Path) -> None:
@@ -228,6 +292,10 @@ def test_no_validation_rows_is_an_error_that_says_what_to_do(iris: Path, tmp_pat
     manifest = tmp_path / "m.csv"
     manifest.write_text("\n".join(rows) + "\n")
     root = f"data.root={iris.parent}"
+    one_class = tmp_path / "one.csv"
+    one_class.write_text("".join(f"{row}\n" for row in iris.read_text().splitlines() if ",attack,val" not in row))
+    with pytest.raises(DataError, match="split val has no row of class attack"):
+        train(configure(one_class, root, "training.select=val_auroc"), tmp_path / "c")
     with pytest.raises(DataError, match="val"):
         train(configure(manifest, root), tmp_path / "a")
     result = train(configure(manifest, root, "training.select=last", "training.epochs=1"), tmp_path / "b")
@@ -235,7 +303,7 @@ def test_no_validation_rows_is_an_error_that_says_what_to_do(iris: Path, tmp_pat
 
 
 def test_no_such_device_lists_those_that_are_there() -> None:
-    for name in ("cuda:99", "gpu"):
+    for name in ("cuda:99", "gpu", "meta"):
         with pytest.raises(UsageError, match=rf"no device '{name}' here .*there is: "):
             resolve_device(name)
 

@@ -136,8 +136,19 @@ def test_dtype_is_kept() -> None:
     assert {view.dtype for view in saliency_views(images, soft_maps(images).float())} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("blend", ["alpha", "sigma"])
+def test_binary_maps_in_half_precision_give_finite_views(dtype: torch.dtype, blend: str) -> None:
+    images, saliency = photographs(), (soft_maps(photographs()) > 0.5).double()
+    exact = saliency_views(images, saliency, ViewOptions(blend=blend))
+    for half, full in zip(saliency_views(images.to(dtype), saliency, ViewOptions(blend=blend)), exact, strict=True):
+        torch.testing.assert_close(half.double(), full, atol=0.02, rtol=0)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     images = photographs()
+    with pytest.raises(ValueError, match="needs another image"):
+        saliency_views(images[:1], soft_maps(images)[:1], ViewOptions(degrade="swap"))
     with pytest.raises(ValueError, match="saliency must be b 1 h w"):
         saliency_views(images, images)
     with pytest.raises(ValueError, match="does not fit an image of 40 x 33"):

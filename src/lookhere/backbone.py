@@ -98,9 +98,6 @@ class Tapped(nn.Module):
         UsageError: no such module, no linear layer, or (at the first pass) one that does not give the logits.
     """
 
-    mean: Sequence[float] = (0.0,)
-    std: Sequence[float] = (1.0,)
-
     def __init__(self, model: nn.Module, tap: str | None = None) -> None:
         super().__init__()
         self.model = model
@@ -125,6 +122,7 @@ class Tapped(nn.Module):
             logits = self.model(images)
         finally:
             hook.remove()
+        logits = getattr(logits, "logits", logits)  # some models return them beside other things
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise UsageError(f"{type(self.model).__name__} must return logits (b k), got {_describe(logits)}")
         if not seen:
@@ -143,9 +141,12 @@ class Tapped(nn.Module):
 
 
 def wrap(model: nn.Module, tap: str | None = None) -> Backbone | Tapped:
-    """Return a classifier as a backbone: by timm's interface if it has it and no tap is named, else through a tap."""
-    has_interface = all(hasattr(model, name) for name in ("forward_features", "forward_head", "get_classifier"))
-    return Backbone(model) if has_interface and tap is None else Tapped(model, tap)
+    """Return a classifier as a backbone: by timm's interface if it has it and no tap is named, else through a tap.
+
+    A compiled model is tapped too: timm's interface would go round the compiled forward pass.
+    """
+    compiled = hasattr(model, "_orig_mod")
+    return Backbone(model) if _has_interface(model) and tap is None and not compiled else Tapped(model, tap)
 
 
 def create_backbone(options: BackboneOptions, classes: int, size: int) -> Backbone:
@@ -165,15 +166,15 @@ def create_backbone(options: BackboneOptions, classes: int, size: int) -> Backbo
     if config and config.fixed_input_size:
         arguments["img_size"] = size
     if file is None:
-        return Backbone(timm.create_model(options.name, pretrained=False, **arguments))
+        return _checked(timm.create_model(options.name, pretrained=False, **arguments), options.name)
     overlay = {"file": str(file)}
     try:
         model = timm.create_model(options.name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
         _check_complete(model, file)
-        return Backbone(model)
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"backbone.weights: {file} does not fit {options.name}: {reason} …") from error
+    return _checked(model, options.name)
 
 
 def resolve_weights(options: BackboneOptions) -> Path | None:
@@ -223,6 +224,20 @@ def forward_views(backbone: nn.Module, views: Sequence[Tensor], batch_norm: Batc
     clean = backbone(views[0])
     with frozen_statistics(backbone):
         return [clean, *(backbone(view) for view in views[1:])]
+
+
+def _has_interface(model: nn.Module) -> bool:
+    """Does the model have timm's interface and one linear layer as classifier, which a few of timm's own lack?"""
+    names = ("forward_features", "forward_head", "get_classifier")
+    return all(hasattr(model, name) for name in names) and isinstance(model.get_classifier(), nn.Linear)  # type: ignore[operator]
+
+
+def _checked(model: nn.Module, name: str) -> Backbone:
+    if not _has_interface(model):
+        raise UsageError(
+            f"backbone.name: {name} does not classify by one linear layer on an embedding; take another model"
+        )
+    return Backbone(model)
 
 
 def _weights_file(path: Path) -> Path:

@@ -18,7 +18,7 @@ class Batch:
     saliency: Tensor
     """``b 1 h w`` float in [0, 1], 1 = salient, aligned with the image; zeros where there is no map."""
     has_saliency: Tensor
-    """``b`` bool: does this sample have a map? Guidance terms skip those that do not."""
+    """``b`` bool: does this sample have a map that tells regions apart? Guidance terms skip those without."""
     weight: Tensor
     """``b`` float, the samples' weights in the loss; ones unless the manifest gives others."""
     index: Tensor

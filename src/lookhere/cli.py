@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -16,12 +17,13 @@ import typer.core
 from rich.console import Console
 from rich.table import Table
 
-from lookhere import __version__
-from lookhere.errors import LookhereError, UsageError
+from lookhere import __version__, cli_data
+from lookhere.errors import DataError, LookhereError, UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make or list data sets.")
 app.add_typer(data_app, name="data")
+cli_data.register(app, data_app)
 
 Data = Annotated[Path | None, typer.Option("--data", metavar="CSV", help="Manifest of images, labels and splits.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write.")]
@@ -60,7 +62,7 @@ def demo(
     """Make the synthetic iris set, train cross-entropy and SAGE on it, compare them and write a report."""
     from lookhere.bench.demo import run_demo
 
-    run_demo(out or Path("demo"), seeds=seeds, full=full)
+    run_demo(out or Path("demo-full" if full else "demo"), seeds=seeds, full=full)
 
 
 @app.command(cls=_TrainCommand)
@@ -117,10 +119,8 @@ def predict(
 
     if data is None:
         raise UsageError("--data: is required; give a manifest")
-    options = _data_options(data, settings)
-    finished = FinishedRun.load(run, device or "auto")
     path = out or Path("scores.csv")
-    scores = finished.predict(options.data, options.saliency)
+    scores = FinishedRun.load(run, device or "auto").predict(data, settings or ())
     write_scores(path, scores)
     print(f"{len(scores)} images: {path}\nnext: lookhere evaluate {path} --val {run / 'predictions.csv'}")
 
@@ -148,12 +148,32 @@ def check(
     manifest: Annotated[Path, typer.Argument(help="Manifest of images, labels and splits.")],
     config: ConfigFile = None,
     settings: Set = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Write a contact sheet of images and maps (HTML).")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sheet's random draw.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Take warnings for errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Decode every image and map of a manifest and say what is wrong with it, all at once."""
-    from lookhere.data.check import check as run_check
+    from lookhere.data.check import inspect
+    from lookhere.training.config import load_config
 
-    options = _data_options(manifest, settings, config)
-    print("\n".join(run_check(options.data, options.saliency).lines()))
+    options = load_config(config, settings or (), {"data.manifest": str(manifest)})
+    try:
+        dataset, summary = inspect(options.data, options.saliency)
+    except DataError as error:
+        if as_json:
+            print(json.dumps({"ready": False, "errors": error.problems}, indent=1))
+        raise
+    if sheet:
+        from lookhere.data.sheet import write_sheet
+
+        write_sheet(sheet, dataset, summary, seed=seed)
+    print(json.dumps(summary.to_json(), indent=1) if as_json else "\n".join(summary.lines()))
+    if sheet:
+        print(f"contact sheet: {sheet}", file=sys.stderr if as_json else sys.stdout)
+    summary.require_ready(strict)
 
 
 @app.command()
@@ -204,12 +224,6 @@ def iris(
     print(f"manifest: {manifest}\nnext: lookhere train --data {manifest} --method sage --set data.size={size}")
 
 
-def _data_options(manifest: Path, settings: Sequence[str] | None, config: Path | None = None) -> Any:
-    from lookhere.training.config import load_config
-
-    return load_config(config, settings or (), {"data.manifest": str(manifest)})
-
-
 def _options_text(method: str) -> str:
     from lookhere.training.config import list_options
 
@@ -250,14 +264,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (see the design: 0, 2, 3, 4, 5, 130, 143)."""
     signal.signal(signal.SIGTERM, _stop)
     warnings.showwarning = lambda message, *_, **__: print(f"lookhere: warning: {message}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a sign shows a question mark
     try:
-        return int(app(args=None if arguments is None else list(arguments), standalone_mode=False) or 0)
+        code = int(app(args=None if arguments is None else list(arguments), standalone_mode=False) or 0)
     except LookhereError as error:
         print(f"lookhere: error: {error}", file=sys.stderr)
         return error.exit_code
     except typer.TyperException as error:
-        print(f"lookhere: error: {error.format_message()}", file=sys.stderr)
+        text = error.format_message()
+        print(text if text.startswith("Usage:") else f"lookhere: error: {text}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
+        code = 128 + signal.SIGINT
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         print("lookhere: stopped; a training continues with --resume", file=sys.stderr)
-        return 130
+    return code

@@ -24,6 +24,7 @@ TemperatureScale = Literal["tau**2", "2**tau"]
 Reduction = Literal["mean", "none"]
 
 Logits = Float[Tensor, "b k"]
+LogProbabilities = Float[Tensor, "b k"]
 Embeddings = Float[Tensor, "b d"]
 PerSample = Float[Tensor, " b"]
 
@@ -31,30 +32,32 @@ PerSample = Float[Tensor, " b"]
 COSINE_EPS = 1e-4
 
 
-def kullback_leibler(log_p: Logits, log_q: Logits) -> PerSample:
+def kullback_leibler(log_p: LogProbabilities, log_q: LogProbabilities) -> PerSample:
     """Return KL(p || q) in nats, ``b k`` log-probabilities -> ``b``."""
+    log_p, log_q = _wide(log_p), _wide(log_q)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def jensen_shannon(log_p: Logits, log_q: Logits) -> PerSample:
+def jensen_shannon(log_p: LogProbabilities, log_q: LogProbabilities) -> PerSample:
     """Return the Jensen-Shannon divergence in nats, within [0, ln 2] (equation 1).
 
     Args:
-        log_p, log_q: ``b k`` log-probabilities.
+        log_p, log_q: ``b k`` log-probabilities, such as ``logits.log_softmax(-1)``; not logits.
 
     Returns:
         ``b``.
     """
+    log_p, log_q = _wide(log_p), _wide(log_q)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     return 0.5 * (kullback_leibler(log_p, log_m) + kullback_leibler(log_q, log_m))
 
 
-def jeffreys(log_p: Logits, log_q: Logits) -> PerSample:
+def jeffreys(log_p: LogProbabilities, log_q: LogProbabilities) -> PerSample:
     """Return Jeffreys' divergence KL(p || q) + KL(q || p) in nats, ``b k`` log-probabilities -> ``b``."""
     return kullback_leibler(log_p, log_q) + kullback_leibler(log_q, log_p)
 
 
-DIVERGENCES: dict[str, Callable[[Logits, Logits], PerSample]] = {
+DIVERGENCES: dict[str, Callable[[LogProbabilities, LogProbabilities], PerSample]] = {
     "js": jensen_shannon,
     "kl": kullback_leibler,
     "jeffreys": jeffreys,

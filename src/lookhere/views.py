@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -75,7 +76,7 @@ class ViewOptions(Options):
             warnings.warn(
                 f"a blur with kernel {self.kernel} and sigma {self.sigma:g} has an effective standard deviation of "
                 f"{effective:.2f} px: the kernel cuts the Gaussian off (sigma {self.sigma:g} needs kernel >= {full})",
-                stacklevel=2,
+                stacklevel=1,  # one place, so that Python shows the warning once
             )
 
 
@@ -85,6 +86,7 @@ def gaussian_kernel(size: int, sigma: float) -> Tensor:
     return torch.softmax(-0.5 * (offset / sigma) ** 2, dim=0)
 
 
+@cache
 def effective_sigma(size: int, sigma: float) -> float:
     """Return the standard deviation in pixels of the Gaussian that is left after truncation to ``size`` taps."""
     offset = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
@@ -118,14 +120,17 @@ def varying_blur(images: Images, sigma: Maps, kernel: int = 7, padding: str = "r
     _check_reach(images, reach)
     h, w = images.shape[-2:]
     padded = F.pad(images, (reach, reach, reach, reach), mode=padding)
+    sigma = (
+        sigma.float() if sigma.element_size() < 4 else sigma
+    )  # the weights of a small sigma overflow in half precision
     falloff = -0.5 / sigma.clamp_min(1e-3) ** 2
-    total, weights = torch.zeros_like(images), torch.zeros_like(sigma)
+    total, weights = torch.zeros_like(images, dtype=sigma.dtype), torch.zeros_like(sigma)
     for dy in range(kernel):
         for dx in range(kernel):
             weight = torch.exp(falloff * ((dy - reach) ** 2 + (dx - reach) ** 2))
             total = total + weight * padded[..., dy : dy + h, dx : dx + w]
             weights = weights + weight
-    return total / weights
+    return (total / weights).to(images)
 
 
 def saliency_views(
@@ -150,6 +155,7 @@ def saliency_views(
         ValueError: shapes that do not fit, or a kernel larger than the image.
     """
     options = options or ViewOptions()
+    options.warn_if_truncated()
     if saliency.shape != (images.shape[0], 1, *images.shape[2:]):
         raise ValueError(
             f"saliency must be b 1 h w beside images b c h w, got {(*saliency.shape,)} and {(*images.shape,)}"
@@ -166,6 +172,8 @@ def saliency_views(
     elif options.degrade == "noise":
         degraded = images + options.noise * torch.randn_like(images)
     else:
+        if others is None and len(images) == 1:
+            raise ValueError('degrade = "swap" needs another image: a batch of two or more, or others=…')
         degraded = images.roll(1, dims=0) if others is None else others
     return Views(images, torch.lerp(degraded, images, saliency), degraded, torch.lerp(images, degraded, saliency))
 

@@ -51,15 +51,15 @@ def run_demo(out: Path, *, seeds: int = 3, full: bool = False, methods: Sequence
     scale = FULL if full else QUICK
     manifest = make_iris(out / "data", size=scale.size, train=scale.train, val=scale.val, test=scale.test)
     plan = [(method, seed) for seed in range(seeds) for method in methods]
-    for number, (method, seed) in enumerate(plan, start=1):
+    folders = [out / "runs" / f"{method}-seed{seed}" for method, seed in plan]
+    for number, ((method, seed), folder) in enumerate(zip(plan, folders, strict=True), start=1):
         left = (time.monotonic() - started) / (number - 1) * (len(plan) - number + 1) if number > 1 else None
         note = f", about {clock(left)} left" if left else ""
         print(f"training {number} of {len(plan)}: {method}, seed {seed}{note}", file=sys.stderr)
-        train(demo_config(manifest, scale, method, seed), out / "runs" / f"{method}-seed{seed}", resume=True)
-    runs = out / "runs"
-    table = comparison(groups(find_runs([runs]).runs), kinds=("unseen", "seen", "all"))
+        train(demo_config(manifest, scale, method, seed), folder, resume=True)
+    table = comparison(groups(find_runs(folders).runs), kinds=("unseen", "seen", "all"))
     Console().print(table.rich())
-    report = write_report([runs], out / "report.html")
+    report = write_report(folders, out / "report.html")
     print("\nThe images are synthetic: the numbers show how the software works, not which method is better.")
     print(f"report: {report.resolve()}  ({clock(time.monotonic() - started)})")
     return report

@@ -11,10 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lookhere import __version__
 from lookhere.bench import figures, images, tables
-from lookhere.bench.store import Found, Group, differing, find_runs, flat, groups
+from lookhere.bench.store import Found, Group, differing, find_runs, groups
 from lookhere.errors import UsageError
 from lookhere.evaluation.statistics import smallest_rank_p
 from lookhere.progress import Track, clock
+from lookhere.training.config import flat
 from lookhere.training.folder import write_text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from safetensors.torch import load_file
 
 from lookhere.backbone import create_backbone, resolve_weights
 from lookhere.data.cache import Dataset, load_dataset
-from lookhere.data.manifest import DataOptions, SaliencyOptions, read_manifest
-from lookhere.errors import UsageError
+from lookhere.data.manifest import Manifest, read_manifest
+from lookhere.errors import DataError, UsageError
 from lookhere.evaluation.evaluate import evaluate
 from lookhere.evaluation.scores import Scores, write_scores
 from lookhere.methods import Method, create_method
 from lookhere.training.checkpoint import write_tensors
-from lookhere.training.config import Config, load_config
-from lookhere.training.fit import fit, make_batches, predict, resolve_device
+from lookhere.training.config import Config, configure, load_config
+from lookhere.training.fit import explained, fit, make_batches, predict, resolve_device
 from lookhere.training.folder import RunFolder, read_json, sha256, write_json
 
 FORMAT = 1
@@ -39,46 +40,60 @@ def train(config: Config, out: Path, *, resume: bool = False) -> dict[str, Any]:
     Raises:
         LookhereError: configuration, data or training; see ``errors``. Nothing but the run folder is written.
     """
-    resolve_device(config.training.device)  # what can be refused at once is refused before the data is decoded
+    # What can be refused at once is refused before the data is decoded, and all else before the folder is taken.
+    device = resolve_device(config.training.device)
     resolve_weights(config.backbone)
-    needs_val = config.training.select != "last"
-    manifest = read_manifest(config.data, config.saliency, need_val=needs_val)
+    manifest = read_manifest(config.data, config.saliency, need_val=config.training.select != "last")
+    check_trainable(manifest, config)
     dataset = load_dataset(config.data, config.saliency, manifest)
+    torch.manual_seed(config.seed)
+    method = build_method(config, len(manifest.classes))
     identity = config.identity(dataset.sha256)
     folder = RunFolder(out)
-    with folder.start(config, identity, resume=resume) as finished:
-        if finished:
-            return read_json(folder.result)
-        torch.manual_seed(config.seed)
-        method = build_method(config, len(dataset.manifest.classes))
-        position = fit(method, dataset, config, folder)
-        write_tensors(folder.weights, method.state_dict())
-        scores = predict_scores(method, dataset, config, ["val", *dataset.manifest.test_splits])
-        write_scores(folder.predictions, scores)
-        manifest = dataset.manifest
-        result = {
-            "format": FORMAT,
-            "method": config.method.name,
-            "backbone": config.backbone.name,
-            "seed": config.seed,
-            "classes": list(manifest.classes),
-            "positive": manifest.positive,
-            "positive_reason": manifest.positive_reason,
-            "identity": identity,
-            "group": config.identity(dataset.sha256, seed=False),
-            "data": describe_data(dataset),
-            "selected_epoch": position.best_epoch,
-            "select": config.training.select,
-            "epochs": config.training.epochs,
-            "parameters": sum(p.numel() for p in method.parameters()),
-            "seconds": round(position.seconds, 3),
-            "peak_memory_mb": peak_memory_mb(),
-            "evaluation": evaluate(scores, positive=manifest.positive),
-            "files": {path.name: sha256(path) for path in (folder.weights, folder.predictions, folder.metrics)},
-        }
-        write_json(folder.result, result)
+    with folder.start(config, identity, resume=resume) as finished, explained(config, method):
+        if not finished:
+            position = fit(method.to(device), dataset, config, folder)
+            write_tensors(folder.weights, method.state_dict())
+            seen = {manifest.type[row] for row in manifest.rows("train")}
+            scores = predict_scores(method, dataset, config, ["val", *manifest.test_splits], seen)
+            write_scores(folder.predictions, scores)
+            result = {
+                "format": FORMAT,
+                "method": config.method.name,
+                "backbone": config.backbone.name,
+                "seed": config.seed,
+                "classes": list(manifest.classes),
+                "positive": manifest.positive,
+                "positive_reason": manifest.positive_reason,
+                "types_seen": sorted(seen - {""}),
+                "identity": identity,
+                "group": config.identity(dataset.sha256, seed=False),
+                "data": describe_data(dataset),
+                "selected_epoch": position.best_epoch,
+                "select": config.training.select,
+                "epochs": config.training.epochs,
+                "parameters": sum(p.numel() for p in method.parameters()),
+                "seconds": round(position.seconds, 3),
+                "peak_memory_mb": peak_memory_mb(),
+                "evaluation": evaluate(scores, positive=manifest.positive),
+                "files": {path.name: sha256(path) for path in (folder.weights, folder.predictions, folder.metrics)},
+            }
+            write_json(folder.result, result)
         shutil.rmtree(folder.checkpoints, ignore_errors=True)  # the weights and the result stand for them now
-        return result
+        return read_json(folder.result)
+
+
+def check_trainable(manifest: Manifest, config: Config) -> None:
+    """Raise DataError if the rows of a manifest cannot train or select by this configuration."""
+    if not manifest.weight[manifest.rows("train")].any():
+        raise DataError(f"{manifest.path}: all weights in train are 0; expected some above")
+    lacking = set(range(len(manifest.classes))) - set(manifest.label[manifest.rows("val")].tolist())
+    if config.training.select == "val_auroc" and lacking:
+        names = ", ".join(manifest.classes[label] for label in sorted(lacking))
+        raise DataError(
+            f"{manifest.path}: split val has no row of class {names}, so no AUROC to select by; "
+            "add some, or set training.select to val_accuracy or last"
+        )
 
 
 def build_method(config: Config, classes: int) -> Method:
@@ -86,10 +101,11 @@ def build_method(config: Config, classes: int) -> Method:
     return create_method(config.method, create_backbone(config.backbone, classes, config.data.size))
 
 
-def predict_scores(method: Method, dataset: Dataset, config: Config, splits: list[str]) -> Scores:
-    """Return the raw logits of the rows of some splits."""
+def predict_scores(
+    method: Method, dataset: Dataset, config: Config, splits: Sequence[str], seen: Collection[str]
+) -> Scores:
+    """Return the raw logits of the rows of some splits; ``seen`` are the types that occurred in training."""
     manifest = dataset.manifest
-    seen = {manifest.type[row] for row in manifest.rows("train")}
     device = next(method.parameters()).device
     rows, logits = [], []
     for split in splits:
@@ -135,14 +151,29 @@ class FinishedRun:
         method.load_state_dict(load_file(folder.weights))
         return cls(config, result, method.to(resolve_device(device)))
 
-    def predict(self, data: DataOptions, saliency: SaliencyOptions) -> Scores:
-        """Return the logits of every row of a manifest, which may be without labels."""
-        classes = self.result["classes"]
-        data = data.model_copy(update={"size": self.config.data.size, "positive": self.result["positive"]})
-        manifest = read_manifest(data, saliency, labelled=False, classes=classes, training=False)
-        dataset = load_dataset(data, saliency, manifest)
-        splits = list(dict.fromkeys(manifest.split.tolist()))
-        return predict_scores(self.method, dataset, self.config, splits)
+    def predict(self, manifest: Path, settings: Sequence[str] = ()) -> Scores:
+        """Return the logits of every row of a manifest, which may be without labels.
+
+        Args:
+            manifest: CSV; images are read as they were for training.
+            settings: ``data.…=`` and ``saliency.…=`` options that say where they are, such as ``data.root=…``.
+        """
+        for setting in settings:
+            if not setting.startswith(("data.", "saliency.")) or setting.startswith(("data.size", "data.positive")):
+                raise UsageError(f"--set {setting}: is fixed by the training of {self.config.method.name}")
+        content = self.config.model_dump(mode="json", exclude_none=True)
+        for name in ("root", "cache", "splits", "allow_outside"):
+            content["data"].pop(name, None)
+        content["saliency"].pop("folder", None)
+        options = configure(
+            content, settings, {"data.manifest": str(manifest), "data.positive": self.result["positive"]}
+        )
+        rows = read_manifest(
+            options.data, options.saliency, labelled=False, classes=self.result["classes"], training=False
+        )
+        dataset = load_dataset(options.data, options.saliency, rows)
+        splits = list(dict.fromkeys(rows.split.tolist()))
+        return predict_scores(self.method, dataset, self.config, splits, self.result["types_seen"])
 
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:

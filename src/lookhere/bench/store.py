@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +14,12 @@ from typing import Any
 
 from lookhere.errors import DataError, UsageError
 from lookhere.evaluation.scores import Scores, read_scores
+from lookhere.training.config import PLACES, flat
 
 FORMAT = 1
 BASELINE = "cross-entropy"
 """The method that others are compared with, where it is there."""
 RESULT_KEYS = ("method", "backbone", "seed", "classes", "positive", "identity", "group", "data", "evaluation")
-PLACES = {
-    *("data.manifest", "data.root", "data.cache", "data.allow_outside", "saliency.folder"),
-    *("training.device", "training.threads"),
-}
-"""Options that say where things are, not what they are; a run's identity does not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +94,6 @@ class Group:
     def options(self) -> dict[str, Any]:
         """The configuration by dotted name, without the seed."""
         return {name: value for name, value in flat(self.runs[0].config).items() if name != "seed"}
-
-
-def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested configuration by dotted names: ``{"a": {"b": 1}}`` → ``{"a.b": 1}``."""
-    result: dict[str, Any] = {}
-    for name, value in section.items():
-        result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return result
 
 
 def find_runs(paths: Iterable[Path]) -> Found:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import rich.table
 from rich.text import Text
 
-from lookhere.bench.store import BASELINE, Group, Run
+from lookhere.bench.store import BASELINE, Group, Run, differing
 from lookhere.evaluation.evaluate import DEFINITIONS
 from lookhere.evaluation.statistics import Paired, paired_difference, summarise
 
@@ -188,15 +188,20 @@ def subset_types(group: Group, split: str, subset: str) -> list[str]:
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
-    """Return what a group is compared with: cross-entropy, or else the first group, on the same data and backbone."""
+    """Return what a group is compared with: cross-entropy, or else the first group, on the same data and backbone.
+
+    Of several such groups it is the one whose other options are most like the group's own.
+    """
     same = [
         other
         for other in groups
         if other.runs[0].data_sha256 == group.runs[0].data_sha256
         and other.result["backbone"] == group.result["backbone"]
     ]
-    found = next((other for other in same if other.result["method"] == BASELINE), same[0])
-    return None if found is group else found
+    found = [other for other in same if other.result["method"] == BASELINE] or same[:1]
+    if group in found:
+        return None
+    return min(found, key=lambda other: len([n for n in differing([group, other]) if not n.startswith("method.")]))
 
 
 def excludes_zero(paired: Paired | None) -> bool:

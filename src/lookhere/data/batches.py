@@ -48,6 +48,7 @@ class Batches:
         self.weight = torch.from_numpy(dataset.manifest.weight[self.rows]).float()
         self.label = torch.from_numpy(dataset.manifest.label[self.rows])
         self.map_index = dataset.map_index[self.rows]
+        self.guided = torch.from_numpy(dataset.guided[self.rows])
         self.length = len(self.rows)
         if drop_single and self.length % batch_size == 1:
             self.length -= 1
@@ -95,10 +96,9 @@ class Batches:
         image = torch.addcmul(self.shift, pixels.to(torch.float32), self.scale)
         image = image.contiguous(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
         map_index = self.map_index[chosen]
-        has_saliency = torch.from_numpy(map_index >= 0).to(self.device)
         if (map_index >= 0).any():
             # Samples without a map take any, times zero: one gather, without a special case.
-            weight = has_saliency.view(-1, 1, 1, 1) / 255
+            weight = torch.from_numpy(map_index >= 0).to(self.device).view(-1, 1, 1, 1) / 255
             saliency = self._gather(self.maps, map_index.clip(0)).unsqueeze(1) * weight
         else:
             saliency = image.new_zeros(len(chosen), 1, *image.shape[2:])
@@ -106,7 +106,7 @@ class Batches:
             image=image,
             label=self.label[chosen].to(self.device),
             saliency=saliency,
-            has_saliency=has_saliency,
+            has_saliency=self.guided[chosen].to(self.device),
             weight=self.weight[chosen].to(self.device),
             index=torch.from_numpy(self.rows[chosen]).to(self.device),
         )

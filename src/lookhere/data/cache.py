@@ -31,7 +31,7 @@ from lookhere.data.manifest import DataOptions, Manifest, SaliencyOptions, read_
 from lookhere.errors import DataError
 from lookhere.progress import Track
 
-VERSION = 1  # of decoding: raise it when the same file gives other pixels
+VERSION = 2  # of decoding: raise it when the same file gives other pixels
 ASPECT_TOLERANCE = 0.02
 CHUNK = 256  # files in flight: bounds the memory
 
@@ -49,13 +49,19 @@ class Dataset:
     """``m s s`` uint8, memory-mapped; 255 = salient."""
     map_index: np.ndarray
     """``n`` int64, row of ``maps``; -1 = no map."""
-    constant_maps: int
-    """How many of the maps have one value throughout."""
+    constant: np.ndarray
+    """``m`` bool: does the map have one value throughout? Such a map tells nothing apart and guides nothing."""
     sha256: str
     """Of pixels, maps and all columns: the identity of the data."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def guided(self) -> np.ndarray:
+        """``n`` bool: which rows have a map that marks some of the image and not the rest."""
+        guiding = np.append(~self.constant, False)  # the last entry stands for no map, whose index is -1
+        return np.asarray(guiding[self.map_index])
 
 
 class _Decoded(NamedTuple):
@@ -90,7 +96,9 @@ def load_dataset(data: DataOptions, saliency: SaliencyOptions, manifest: Manifes
     lists = [manifest.classes, manifest.image, manifest.type, manifest.group]
     arrays = [manifest.label, manifest.split, manifest.weight, map_index]
     digest.update(json.dumps([*lists, *(array.tolist() for array in arrays)]).encode())
-    return Dataset(manifest, images, maps, map_index, meta["constant_maps"], digest.hexdigest())
+    constant = np.zeros(len(maps), bool)
+    constant[meta["constant"]] = True
+    return Dataset(manifest, images, maps, map_index, constant, digest.hexdigest())
 
 
 def _home(data: DataOptions) -> Path:
@@ -98,7 +106,8 @@ def _home(data: DataOptions) -> Path:
 
 
 def _key(data: DataOptions, saliency: SaliencyOptions, manifest: Manifest) -> str:
-    options = [VERSION, PIL.__version__, os.path.realpath(manifest.root), data.size, data.bit_depth, saliency.normalise]
+    pixels = [data.size, data.bit_depth, saliency.normalise, saliency.colour_map]
+    options = [VERSION, PIL.__version__, os.path.realpath(manifest.root), *pixels]
     digest = hashlib.sha256(json.dumps(options).encode())
     root = str(manifest.root)
     for file in filter(None, [*manifest.image_file, *manifest.saliency]):
@@ -178,7 +187,8 @@ def _write(part: Path, data: DataOptions, saliency: SaliencyOptions, manifest: M
     side = data.size
     digest = hashlib.sha256()
     problems: list[str] = []
-    constant = written = 0
+    constant: list[int] = []
+    written = 0
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
@@ -204,12 +214,12 @@ def _write(part: Path, data: DataOptions, saliency: SaliencyOptions, manifest: M
                 if one.saliency is not None and map_index[row] == written:
                     maps.write(one.saliency.data)
                     digest.update(one.saliency.data)
+                    constant += [written] * one.constant
                     written += 1
-                    constant += one.constant
     if problems:
         raise DataError(problems)
     sizes = {name: (part / name).stat().st_size for name in ("images.npy", "maps.npy")}
-    meta = {"bytes": sizes, "constant_maps": constant, "sha256": digest.hexdigest(), "root": str(manifest.root)}
+    meta = {"bytes": sizes, "constant": constant, "sha256": digest.hexdigest(), "root": str(manifest.root)}
     (part / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
@@ -243,7 +253,7 @@ def _decode(data: DataOptions, saliency: SaliencyOptions, manifest: Manifest, ro
         place = f"{manifest.where(row, 'saliency')}: '{manifest.saliency[row]}'"
         try:
             mask = read(path)
-            drawn, state = map_pixels(mask, data.size, saliency.normalise)
+            drawn, state = map_pixels(mask, data.size, saliency.normalise, saliency.colour_map)
             constant = state == "constant"
             if image and not _same_aspect(image.size, mask.size):
                 problems.append(

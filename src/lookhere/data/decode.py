@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from lookhere.data.colour_maps import values_of
 from lookhere.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
@@ -24,6 +25,7 @@ GREY = ("1", "L", "LA", *DEEP)
 
 MapState = Literal["ok", "constant"]
 Normalise = Literal["min-max", "none"]
+ColourMap = Literal["refuse", "invert"]
 
 
 def channels(path: Path) -> int:
@@ -34,6 +36,17 @@ def channels(path: Path) -> int:
     """
     with _opened(path) as image:
         return 1 if image.mode in GREY else 3
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return width and height after EXIF orientation, from the file's header alone.
+
+    Raises:
+        DataError: as ``channels``.
+    """
+    with _opened(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else image.size
 
 
 def read(path: Path, bit_depth: int = 16) -> Image.Image:
@@ -67,22 +80,25 @@ def decode_image(path: Path, size: int, bit_depth: int = 16) -> np.ndarray:
     return image_pixels(read(path, bit_depth), size, bit_depth)
 
 
-def decode_map(path: Path, size: int, normalise: Normalise = "min-max") -> tuple[np.ndarray, MapState]:
+def decode_map(
+    path: Path, size: int, normalise: Normalise = "min-max", colour_map: ColourMap = "refuse"
+) -> tuple[np.ndarray, MapState]:
     """Decode a saliency map and squash it to ``size`` x ``size``.
 
     Args:
-        path: grey PNG, JPEG, TIFF or BMP; brighter = more salient.
+        path: PNG, JPEG, TIFF or BMP, grey: brighter = more salient.
         size: side in pixels.
         normalise: ``min-max`` stretches the resized map to [0, 255]; a constant map has nothing to stretch and keeps
             its value, as every map does with ``none``.
+        colour_map: what to do with a heat map in the colours of viridis or another monotone colour map.
 
     Returns:
         ``size size`` uint8, and whether the map was constant.
 
     Raises:
-        DataError: see ``read``; also for a coloured heat map, whose colours do not tell how salient a pixel is.
+        DataError: see ``read``; also for a coloured heat map, unless its values are to be and can be read back.
     """
-    return map_pixels(read(path), size, normalise)
+    return map_pixels(read(path), size, normalise, colour_map)
 
 
 def image_pixels(image: Image.Image, size: int, bit_depth: int = 16) -> np.ndarray:
@@ -96,24 +112,30 @@ def image_pixels(image: Image.Image, size: int, bit_depth: int = 16) -> np.ndarr
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def map_pixels(image: Image.Image, size: int, normalise: Normalise = "min-max") -> tuple[np.ndarray, MapState]:
+def map_pixels(
+    image: Image.Image, size: int, normalise: Normalise = "min-max", colour_map: ColourMap = "refuse"
+) -> tuple[np.ndarray, MapState]:
     """Do what ``decode_map`` does after reading."""
-    image = _opaque(image)
-    if image.mode in DEEP:
-        grey = _deep(image, 16)
-    elif image.mode in GREY:
-        grey = np.asarray(image.convert("L"), np.float32)
-    else:
-        colours = np.asarray(image.convert("RGB"))
-        if (colours != colours[..., :1]).any():
-            raise DataError("a coloured heat map; save it as grey, brighter = more salient")
-        grey = colours[..., 0].astype(np.float32)
+    grey = map_values(image, colour_map)
     constant = bool(grey.min() == grey.max())
     resized = np.asarray(_resized(Image.fromarray(grey), size))
     low, high = resized.min(), resized.max()
     if normalise == "min-max" and not constant and high > low:
         resized = (resized - low) * (255 / (high - low))
     return np.rint(resized).astype(np.uint8), "constant" if constant else "ok"
+
+
+def map_values(image: Image.Image, colour_map: ColourMap = "refuse") -> np.ndarray:
+    """Return the values of a map as ``h w`` float32 in [0, 255]; see ``decode_map``."""
+    image = _opaque(image)
+    if image.mode in DEEP:
+        return _deep(image, 16)
+    if image.mode in GREY:
+        return np.asarray(image.convert("L"), np.float32)
+    colours = np.asarray(image.convert("RGB"))
+    if (colours != colours[..., :1]).any():
+        return values_of(colours, colour_map == "invert")
+    return colours[..., 0].astype(np.float32)
 
 
 @contextmanager

@@ -114,6 +114,10 @@ def write_scores(path: str | os.PathLike[str], scores: Scores) -> None:
     text = zip(scores.id, scores.split, names, scores.type, scores.type_seen, scores.group, strict=True)
     logits = scores.logits.astype(np.float32)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
         with part.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow([*COLUMNS, *(LOGIT + name for name in scores.classes)])

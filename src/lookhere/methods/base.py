@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -87,8 +88,8 @@ def batch_mean(values: Tensor, weight: Tensor, subset: Tensor | None = None) -> 
     Args:
         values: ``b`` losses, or ``m`` of a subset. The samples outside the subset count as zero, so that a sample's
             pull on the network does not depend on how many others in its batch have a map.
-        weight: ``b`` sample weights.
+        weight: ``b`` sample weights; where all are zero, so is the mean.
         subset: ``m`` positions in the batch.
     """
     mine = weight if subset is None else weight[subset]
-    return (values * mine).sum() / weight.sum()
+    return (values * mine).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)

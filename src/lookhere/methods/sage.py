@@ -9,7 +9,8 @@ fully degraded one; a triplet loss does the same for the embeddings (equation 8)
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from lookhere.backbone import Backbone, BatchNorm, Tapped, forward_views, wrap
 from lookhere.batch import Batch
+from lookhere.errors import UsageError
 from lookhere.losses import (
     Divergence,
     TemperatureScale,
@@ -46,7 +48,7 @@ class SageOptions(MethodOptions):
     """The factor that makes up for the temperature: ``tau**2`` as in distillation, ``2**tau`` as printed."""
     divergence: Divergence = "js"
     """Between softened probabilities: Jensen-Shannon, Kullback-Leibler from the anchor, or Jeffreys'."""
-    margin: Literal["sample", "batch"] | float = "sample"
+    margin: Literal["sample", "batch"] | Annotated[float, Field(ge=0, le=2)] = "sample"
     """The triplets' margin: each sample's cd(z, z'), the batch's mean of it, or a number."""
     detach_margin: bool = True
     """Send no gradient through the margin."""
@@ -71,11 +73,14 @@ class Sage(Method):
     Options = SageOptions
     options: SageOptions
 
-    def __init__(self, backbone: Backbone | Tapped, options: SageOptions) -> None:
+    def __init__(self, backbone: Backbone | Tapped, options: SageOptions, black: Sequence[float] | None = None) -> None:
         super().__init__(backbone, options)
         options.views.warn_if_truncated()
-        black = [-mean / std for mean, std in zip(backbone.mean, backbone.std, strict=True)]
-        self.register_buffer("black", torch.tensor(black).view(1, -1, 1, 1), persistent=False)
+        if black is None and isinstance(backbone, Backbone):
+            black = [-mean / std for mean, std in zip(backbone.mean, backbone.std, strict=True)]
+        if black is None and options.views.degrade == "dim":
+            raise UsageError('degrade = "dim" needs the value of black in the images\' normalisation: give black=…')
+        self.register_buffer("black", torch.tensor(black or [0.0]).view(1, -1, 1, 1), persistent=False)
         self.black: Tensor
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -144,17 +149,22 @@ class SAGE(nn.Module):
         model: maps images ``b c h w`` to logits ``b k``.
         tap: name of the layer whose output is the embedding; by default the embedding is what timm's own interface
             calls so, or the input of the last linear layer.
+        black: value of black per channel in the images' normalisation; needed only to dim images for a model that is
+            not timm's, whose normalisation is not known.
         options: options of ``SageOptions`` by name; ``views`` as a ``ViewOptions`` or a dictionary.
 
     Raises:
         pydantic.ValidationError: unknown option or value out of range.
-        UsageError: no embedding can be found in the model.
+        UsageError: no embedding can be found in the model, or a first batch whose saliency is not in [0, 1].
     """
 
-    def __init__(self, model: nn.Module, tap: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, model: nn.Module, tap: str | None = None, black: Sequence[float] | None = None, **options: Any
+    ) -> None:
         super().__init__()
-        self.method = Sage(wrap(model, tap), SageOptions(**options))
+        self.method = Sage(wrap(model, tap), SageOptions(**options), black)
         self.parts: dict[str, Tensor] = {}
+        self.checked = False
 
     def forward(self, images: Tensor, saliency: Tensor, labels: Tensor, has_saliency: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar; ``parts`` then holds its named terms, detached.
@@ -165,6 +175,13 @@ class SAGE(nn.Module):
             labels: ``b`` int64.
             has_saliency: ``b`` bool, false where a sample has no map; all true by default.
         """
+        if not self.checked:  # once: a wrong range is wrong from the start, and a look at values waits for the device
+            low, high = (float(value) for value in saliency.detach().aminmax())
+            if low < 0 or high > 1:
+                raise UsageError(
+                    f"saliency must lie in [0, 1], got values from {low:g} to {high:g}; divide by its maximum"
+                )
+            self.checked = True
         everyone = torch.ones_like(labels, dtype=torch.bool)
         parts = self.method(
             Batch(

@@ -65,9 +65,13 @@ def save_checkpoint(folder: Path, position: Position, model: nn.Module, optimize
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(f"{final}: checkpoint cannot be written: {_disk(folder, error)}") from error
-    kept = {position.best_epoch, *range(position.epoch - KEEP + 1, position.epoch + 1)}
+    kept = {final.name}
+    for epoch in range(position.epoch - KEEP + 1, position.epoch + 1):
+        path = folder / _name(position.stage, epoch)
+        if path.is_dir():  # what it selects is needed if a damaged newer one makes it the last
+            kept |= {path.name, _name(position.stage, read_json(path / "state.json")["position"]["best_epoch"])}
     for other in folder.glob("*-*"):
-        if other.name not in {_name(position.stage, epoch) for epoch in kept}:
+        if other.name not in kept:
             shutil.rmtree(other, ignore_errors=True)
 
 
@@ -97,7 +101,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(path: Path, model: nn.Module) -> None:
-    """Load the weights of a checkpoint into a model of the same architecture."""
+    """Load the weights of a checkpoint into a model of the same architecture, after checking its files."""
+    read_checkpoint(path)
     model.load_state_dict(load_file(path / "model.safetensors"))
 
 

@@ -9,22 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-import annotated_types
 import tomlkit
-from pydantic import Field, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from lookhere import options
 from lookhere.backbone import BackboneOptions
 from lookhere.data.manifest import DataOptions, SaliencyOptions
 from lookhere.errors import UsageError, nearest
 from lookhere.methods import METHODS, MethodOptions
-from lookhere.options import Options
+from lookhere.options import Option, Options, put, read_settings
+from lookhere.views import ViewOptions
 
 if TYPE_CHECKING:
     AnyMethod = MethodOptions
@@ -62,6 +61,13 @@ class TrainingOptions(Options):
     """CPU threads; 0 leaves it to PyTorch."""
 
 
+PLACES = (
+    *("data.manifest", "data.root", "data.cache", "data.allow_outside", "saliency.folder"),
+    *("training.device", "training.threads"),
+)
+"""Options that say where things are, not what they are; a run's identity does not depend on them."""
+
+
 class Config(Options):
     """Everything that decides a training."""
 
@@ -78,6 +84,16 @@ class Config(Options):
     training: TrainingOptions = TrainingOptions()
     """The optimisation."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        views = getattr(self.method, "views", None)
+        if isinstance(views, ViewOptions):
+            if views.degrade == "blur" and views.kernel // 2 >= self.data.size:
+                raise ValueError(f"method.views.kernel: {views.kernel} does not fit images of {self.data.size} pixels")
+            if views.degrade == "swap" and self.training.batch_size < 2:
+                raise ValueError('training.batch_size: method.views.degrade = "swap" needs another image in the batch')
+        return self
+
     def to_toml(self) -> str:
         """Return the configuration as TOML that ``load_config`` reads back."""
         return tomlkit.dumps(self.model_dump(mode="json", exclude_none=True))
@@ -89,19 +105,18 @@ class Config(Options):
             data_sha256: hash of the decoded data, which stands for the options that say where it lies.
             seed: false for the identity that runs share which differ by their seed alone.
         """
-        place = {"data": {"manifest", "root", "cache", "allow_outside"}, "saliency": {"folder"}}
-        content = self.model_dump(mode="json", exclude={**place, "training": {"device", "threads"}})
-        if (weights := Path(self.backbone.weights)).is_file():
-            content["backbone"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-        if not seed:
-            del content["seed"]
+        content = flat(self.model_dump(mode="json"))
+        for name in PLACES if seed else (*PLACES, "seed"):
+            content.pop(name, None)
+        if self.backbone.weights not in ("pretrained", "random"):
+            content["backbone.weights"] = hashlib.sha256(Path(self.backbone.weights).read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps([content, data_sha256], sort_keys=True).encode()).hexdigest()
 
 
 def load_config(
     file: Path | None = None, settings: Sequence[str] = (), flags: Mapping[str, object] | None = None
 ) -> Config:
-    """Return the configuration of a TOML file, changed by ``name=value`` settings and then by flags.
+    """Return the configuration of a TOML file, changed by ``name=value`` settings and by flags.
 
     Args:
         file: TOML; none for the defaults.
@@ -112,94 +127,55 @@ def load_config(
     Raises:
         UsageError: all that is wrong, each with its dotted name, value, what was expected and the nearest name.
     """
-    content = _read_toml(file) if file else {}
-    given: dict[str, object] = {name: value for name, value in (flags or {}).items() if value is not None}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set {setting}: expected name=value, for example training.epochs=10")
-        given.setdefault(name.strip(), _parse(text.strip()))
+    return configure(_read_toml(file) if file else {}, settings, flags)
+
+
+def configure(
+    content: dict[str, Any], settings: Sequence[str] = (), flags: Mapping[str, object] | None = None
+) -> Config:
+    """Return the configuration of nested mappings, changed as by ``load_config``."""
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    for name, value in read_settings(settings).items():
+        if given.setdefault(name, value) is not value:
+            raise UsageError(f"{name}: given twice, as {given[name]!r} and by --set as {value!r}")
     method = content.setdefault("method", {})
     if isinstance(method, dict):
         if given.get("method.name", method.get("name")) != method.get("name"):
             method.clear()
         method.setdefault("name", "sage")
     for name, value in given.items():
-        _put(content, name, value)
-    return build_config(content)
-
-
-def build_config(content: Mapping[str, Any]) -> Config:
-    """Return the configuration of a nested mapping; raises UsageError with all that is wrong in it."""
+        put(content, name, value)
     try:
         return Config.model_validate(content)
     except ValidationError as error:
         method = content.get("method")
-        name = str(method.get("name")) if isinstance(method, Mapping) else "sage"
-        options = {option.name: option for option in list_options(name)}
-        raise UsageError("\n".join(dict.fromkeys(_explain(problem, options) for problem in error.errors()))) from None
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option as people see it."""
-
-    name: str
-    kind: str
-    default: str
-    help: str
+        known = {option.name: option for option in list_options(str(method["name"]) if method else "sage")}
+        raise UsageError("\n".join(dict.fromkeys(_explain(problem, known) for problem in error.errors()))) from None
 
 
 def list_options(method: str) -> list[Option]:
     """Return every option of a training with a given method, by dotted name, with type or range, default and help."""
-    return list(_walk(Config, "", METHODS.get(method, METHODS["sage"]).Options))
+    return list(options.list_options(Config, branches={"method": METHODS.get(method, METHODS["sage"]).Options}))
 
 
-def _walk(options: type[Options], prefix: str, method: type[Options]) -> Iterator[Option]:
-    for name, field in options.model_fields.items():
-        inner = method if prefix + name == "method" else field.annotation
-        if isinstance(inner, type) and issubclass(inner, Options):
-            yield from _walk(inner, f"{prefix}{name}.", method)
-        else:
-            default = "required" if field.is_required() else _show(field.get_default(call_default_factory=True))
-            help = " ".join((field.description or "").replace("``", "").split())
-            yield Option(prefix + name, _kind(field), default, help)
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options as one mapping of dotted names; tables of the user's own, such as ``data.splits``, too."""
+    leaves: dict[str, Any] = {}
+    for name, value in section.items():
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return leaves
 
 
-def _kind(field: FieldInfo) -> str:
-    """Return the allowed values of a field in words: choices, or a type with its range."""
-    parts = [field.annotation, *get_args(field.annotation)]
-    choices = [_show(value) for part in parts if get_origin(part) is Literal for value in get_args(part)]
-    names = {int: "integer", float: "number", str: "text", bool: "true|false", Path: "path", dict: "table"}
-    kinds = [names[part] for part in (*parts, *(get_origin(part) for part in parts)) if part in names]
-    ranges = {
-        annotated_types.Ge: lambda mark: f"≥ {mark.ge}",
-        annotated_types.Gt: lambda mark: f"> {mark.gt}",
-        annotated_types.Le: lambda mark: f"≤ {mark.le}",
-        annotated_types.Lt: lambda mark: f"< {mark.lt}",
-    }
-    bounds = [ranges[type(mark)](mark) for mark in field.metadata if type(mark) in ranges]
-    return " ".join(["|".join([*choices, *kinds[:1]]), " and ".join(bounds)]).rstrip()
-
-
-def _explain(problem: ErrorDetails, options: Mapping[str, Option]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    if location[0] == "method" and len(location) > 1 and location[1] in METHODS:
-        del location[1]
-    while len(location) > 1 and ".".join(location) not in options and ".".join(location[:-1]) in options:
-        location.pop()  # pydantic names the branch of a union, such as margin.float
-    name = ".".join(location)
+def _explain(problem: ErrorDetails, known: Mapping[str, Option]) -> str:
+    location = problem["loc"]
     if problem["type"] == "union_tag_invalid":
         value = str(problem["ctx"]["tag"])
         return f"method.name: there is no method '{value}'{nearest(value, METHODS)} (methods: {', '.join(METHODS)})"
-    if problem["type"] == "extra_forbidden":
-        same = [option for option in options if option.rpartition(".")[2] == location[-1]]
-        return f"{name}: there is no such option" + (f"; did you mean '{same[0]}'?" if same else nearest(name, options))
-    if problem["type"] == "missing":
-        return f"{name}: is required" + ("; give --data MANIFEST" if name.startswith("data") else "")
-    if name in options and problem["type"] != "value_error":
-        return f"{name}: expected {options[name].kind}, got {problem['input']!r}"
-    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+    if problem["type"] == "missing" and location[0] == "data":
+        return "data.manifest: is required; give --data MANIFEST"
+    if len(location) > 1 and location[0] == "method" and location[1] in METHODS:
+        problem = {**problem, "loc": (location[0], *location[2:])}  # pydantic names the branch of the union
+    return options.explain(problem, known)
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -209,23 +185,3 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise UsageError(f"--config: no file {file}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"--config: {file} cannot be read as TOML: {error}") from None
-
-
-def _parse(text: str) -> object:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _put(content: dict[str, Any], name: str, value: object) -> None:
-    *sections, last = name.split(".")
-    for section in sections:
-        content = content.setdefault(section, {})
-        if not isinstance(content, dict):
-            raise UsageError(f"{name}: there is no such option")
-    content[last] = value
-
-
-def _show(value: object) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

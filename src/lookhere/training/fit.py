@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from accelerate.state import AcceleratorState
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from lookhere.backbone import Backbone
 from lookhere.batch import Batch
 from lookhere.data.batches import Batches
 from lookhere.data.cache import Dataset
@@ -52,7 +54,7 @@ def fit(method: Method, dataset: Dataset, config: Config, folder: RunFolder) -> 
     steps = sum(
         o.epochs * len(make_batches(dataset, "train", method, o, accelerator.device, config.seed)) for o in options
     )
-    with Track(f"{method.name}, seed {config.seed}", steps) as track, out_of_memory(config, method):
+    with Track(f"{method.name}, seed {config.seed}", steps) as track, explained(config, method):
         for index in range(position.stage, len(stages)):
             if index > position.stage:
                 position = Position(
@@ -102,7 +104,6 @@ class _Stage:
             train, val = self._epoch(epoch, rate), self._validate(epoch)
             seconds = time.monotonic() - started
             position = self._select(replace(position, epoch=epoch, seconds=position.seconds + seconds), val)
-            save_checkpoint(self.folder.checkpoints, position, self.method, self.optimizer)
             line = {
                 "stage": self.name,
                 "epoch": epoch,
@@ -111,7 +112,10 @@ class _Stage:
                 "train": train,
                 "val": val,
             }
-            self.folder.append_metrics(line)
+            self.folder.append_metrics(
+                line
+            )  # before the checkpoint: a resumed run drops the lines that are ahead of it
+            save_checkpoint(self.folder.checkpoints, position, self.method, self.optimizer)
         return position
 
     def _is_before(self, line: dict[str, Any], position: Position) -> bool:
@@ -182,12 +186,14 @@ def make_batches(
     seed: int | None = None,
 ) -> Batches:
     """Return the batches of a split, normalised for a method's backbone; shuffled if a seed is given."""
+    backbone = method.backbone
+    assert isinstance(backbone, Backbone)  # a tapped module is for loops of one's own
     return Batches(
         dataset,
         dataset.manifest.rows(split),
         batch_size=options.batch_size,
-        mean=method.backbone.mean,
-        std=method.backbone.std,
+        mean=backbone.mean,
+        std=backbone.std,
         device=device,
         shuffle_seed=seed,
         drop_single=seed is not None,
@@ -237,6 +243,8 @@ def resolve_device(name: str) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps", "xpu"):
+            raise RuntimeError("not a device to train on")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         there = torch.accelerator.current_accelerator(check_available=True)
@@ -263,14 +271,23 @@ def epoch_seed(seed: int, stage: int, epoch: int) -> int:
 
 
 @contextmanager
-def out_of_memory(config: Config, method: Method) -> Iterator[None]:
-    """Turn a lack of memory into an error that says what to change."""
+def explained(config: Config, method: Method) -> Iterator[None]:
+    """Turn what a machine or a batch cannot give into an error that says what to change."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-            raise
-        raise TrainingError(
-            f"out of memory with batches of {config.training.batch_size} images of {config.data.size} px in "
-            f"{method.passes} view(s) each; lower training.batch_size or data.size"
-        ) from error
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError, ValueError, OSError) as error:
+        text = str(error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise TrainingError(
+                f"disk full: {error.filename or 'the run folder'} cannot be written; free some space and use --resume"
+            ) from error
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text:
+            raise TrainingError(
+                f"out of memory with batches of {config.training.batch_size} images of {config.data.size} px in "
+                f"{method.passes} view(s) each; lower training.batch_size or data.size"
+            ) from error
+        if "more than 1 value per channel" in text:
+            raise TrainingError(
+                "batch norm needs more than one value per channel: raise training.batch_size or data.size"
+            ) from error
+        raise

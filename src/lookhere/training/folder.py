@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from lookhere.errors import UsageError
-from lookhere.training.config import Config, load_config
+from lookhere.training.config import PLACES, Config, flat, load_config
 
 PACKAGES = ("lookhere", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn", "safetensors")
 
@@ -48,16 +48,19 @@ class RunFolder:
             UsageError: the folder cannot be written, is in use, holds another configuration, or holds a run of this
                 configuration and ``resume`` is false.
         """
+        lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
-            with lock.acquire(timeout=0):
-                finished = self._claim(config, identity, resume=resume)
-                yield finished
+            lock.acquire()
+            finished = self._claim(config, identity, resume=resume)
         except Timeout:
             raise UsageError(f"{self.path}: another process is training in this folder; take another --out") from None
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        except OSError as error:
             raise UsageError(f"{self.path}: cannot be written: {error.strerror}") from None
+        try:
+            yield finished
+        finally:
+            lock.release()
 
     def _claim(self, config: Config, identity: str, *, resume: bool) -> bool:
         held = [entry.name for entry in self.path.iterdir() if entry.name != ".lock" and entry.suffix != ".partial"]
@@ -148,13 +151,9 @@ def sha256(path: Path) -> str:
 
 
 def _differences(before: Config, after: Config) -> list[str]:
-    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {name: leaf for key in value for name, leaf in flat(value[key], f"{prefix}.{key}".lstrip(".")).items()}
-
-    a, b = flat(before.model_dump(mode="json")), flat(after.model_dump(mode="json"))
-    return [f"{name} ({a.get(name)} there, {b.get(name)} here)" for name in {**a, **b} if a.get(name) != b.get(name)]
+    a, b = (flat(config.model_dump(mode="json")) for config in (before, after))
+    names = [name for name in {**a, **b} if a.get(name) != b.get(name) and name not in PLACES]
+    return [f"{name} ({a.get(name)} there, {b.get(name)} here)" for name in names]
 
 
 def _processor() -> str:

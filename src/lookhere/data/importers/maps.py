@@ -3,8 +3,8 @@
 Coordinates are pixels of the upright image, x to the right and y down. A map maker is called with the image's width and
 height and returns the map, so that one map is in memory at a time.
 
-Fixations follow the eye trackers: the pixel in column j and row i has its centre at (j, i). Shapes follow the annotation
-tools: that pixel covers the square from (j, i) to (j + 1, i + 1), and is marked if its centre lies inside the shape.
+Fixations follow the eye trackers: the pixel in column j and row i has its centre at (j, i). Shapes follow the
+annotation tools: that pixel is the square from (j, i) to (j + 1, i + 1), and is marked if its centre is in the shape.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from PIL import Image
 
 from lookhere.errors import DataError, UsageError
 
@@ -167,6 +168,22 @@ def mask_map(mask: np.ndarray, left: int = 0, top: int = 0) -> MapMaker:
         return whole
 
     return make
+
+
+def fitted(saliency: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Return a map (``h w`` float32 in [0, 1]) at the size of its image: it may have been made at another.
+
+    Raises:
+        DataError: its aspect ratio is another one, by more than 2 % and the rounding to whole pixels.
+    """
+    rows, columns = saliency.shape
+    if (columns, rows) == (width, height):
+        return saliency
+    slack = max(0.02 * max(width * rows, height * columns), max(width, height, rows, columns) / 2)
+    if abs(width * rows - height * columns) > slack:
+        raise DataError(f"{columns} x {rows} pixels, the image {width} x {height}; expected the same aspect ratio")
+    resized = Image.fromarray(saliency).resize((width, height), Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(resized), 0, 1)
 
 
 def union(*makers: MapMaker) -> MapMaker:
