@@ -190,6 +190,11 @@ def test_constant_maps_are_counted_and_finite(folder: Path) -> None:
     assert saliency.isfinite().all()
     assert saliency[3].unique().tolist() == [0.0]
     assert saliency[4].unique().tolist() == pytest.approx([0.2])
+    guided = torch.cat([batch.has_saliency for batch in batches(data).epoch()])
+    assert guided[[3, 4]].tolist() == [False, False]  # a map that marks nothing, or all alike, guides nothing
+    assert torch.equal(
+        guided, torch.from_numpy((data.map_index >= 0) & ~np.isin(np.arange(len(data)), [3, 4]))[: len(guided)]
+    )
 
 
 def test_batch_contents(folder: Path) -> None:
