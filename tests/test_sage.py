@@ -51,7 +51,7 @@ def sage(model: nn.Module, **options: Any) -> Sage:
 
 def test_the_method_is_equation_8_of_four_passes() -> None:
     model, batch = network(), make_batch()
-    parts = sage(model, alpha=0.3, lambda_sla=0.6, lambda_sce=0.1, tau=3.0)(batch)
+    parts = sage(model, alpha=0.3, lambda_sla=0.6, lambda_sce=0.1, tau=3.0, batch_norm="per_view")(batch)
     model.train()
     logits, embeddings = [], []
     for view in saliency_views(batch.image, batch.saliency):
@@ -66,7 +66,7 @@ def test_samples_without_a_map_add_cross_entropy_only_and_no_pass() -> None:
     model, whole = network(norm=False), make_batch(6, maps=2)
     images_seen: list[int] = []
     model.register_forward_hook(lambda _, given, __: images_seen.append(len(given[0])))
-    parts = sage(model)(whole)
+    parts = sage(model, batch_norm="per_view")(whole)
     assert images_seen == [6, 2, 2, 2]
     fields = {f.name: getattr(whole, f.name)[:2] for f in dataclasses.fields(Batch)}
     mapped = sage(model)(Batch(**fields))

@@ -23,7 +23,6 @@ from lookhere.errors import DataError, LookhereError, UsageError
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make or list data sets.")
 app.add_typer(data_app, name="data")
-cli_data.register(app, data_app)
 
 Data = Annotated[Path | None, typer.Option("--data", metavar="CSV", help="Manifest of images, labels and splits.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write.")]
@@ -222,6 +221,9 @@ def iris(
 
     manifest = make_iris(out or Path("iris"), seed=seed, size=size, train=train, val=val, test=test, maps=maps)
     print(f"manifest: {manifest}\nnext: lookhere train --data {manifest} --method sage --set data.size={size}")
+
+
+cli_data.register(app, data_app)
 
 
 def _options_text(method: str) -> str:
