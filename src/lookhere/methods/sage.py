@@ -57,8 +57,8 @@ class SageOptions(MethodOptions):
     cross_entropy_on: Literal["clean", "clean+salient_kept"] = "clean"
     """Views that must be classified: the clean one as in the paper, or the mean over it and the salient-kept one."""
     batch_norm: BatchNorm = "joint"
-    """Whose statistics batch norm uses: those of all views in one pass (measured best, docs/results.md), of each view in
-    a pass of its own (the paper's words), or the latter with the running statistics left to the clean view."""
+    """Whose statistics batch norm uses: those of all views in one pass (measured best, see docs/results.md), of each
+    view in a pass of its own (the paper's words), or the latter with the running statistics left to the clean view."""
     views: ViewOptions = ViewOptions()
     """How the views are made."""
 
