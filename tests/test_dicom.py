@@ -113,7 +113,7 @@ def test_luts_that_pydicom_gets_wrong(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image, np.rint(CURVE[values] / 4095 * 65535))
 
 
-def test_views_are_chosen_by_index(tmp_path: Path) -> None:
+def test_case_19_views_are_chosen_by_index(tmp_path: Path) -> None:
     windows = {"WindowCenter": [1000, 3000], "WindowWidth": [500, 800]}
     made = dataset(stored(12), VOILUTSequence=lut(CURVE, 0, 12), **windows)
     path = save(tmp_path / "a.dcm", made)
@@ -145,7 +145,7 @@ def test_transfer_syntaxes_agree(name: str) -> None:
     np.testing.assert_array_equal(read_dicom(Path(get_testdata_file(name)))[0], image)
 
 
-def test_jpeg_ls_needs_a_plug_in_and_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_case_19_jpeg_ls_needs_a_plug_in_and_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(get_testdata_file("MR_small_jpeg_ls_lossless.dcm"))
     if pydicom.pixels.get_decoder(JPEGLSLossless).is_available:
         np.testing.assert_array_equal(read_dicom(path)[0], read_dicom(Path(get_testdata_file("MR_small.dcm")))[0])

@@ -173,7 +173,7 @@ def test_rle_pack_round_trip_and_damage() -> None:
     assert errors > 190
 
 
-def test_label_studio_shapes(tmp_path: Path) -> None:
+def test_case_28_label_studio_shapes_in_percent(tmp_path: Path) -> None:
     project = Project(tmp_path, label_studio)
     turned = {"x": 40, "y": 20, "width": 30, "height": 25, "rotation": 33}
     # Corners by label_studio_sdk.converter.utils.convert_annotation_to_yolo_obb (2.1.2) of that rectangle, 60 x 40.
@@ -193,7 +193,7 @@ def test_label_studio_shapes(tmp_path: Path) -> None:
         assert (drawn == expected).all(), value
 
 
-def test_label_studio_annotators_labels_and_names(tmp_path: Path) -> None:
+def test_case_28_label_studio_annotators_labels_and_names(tmp_path: Path) -> None:
     project = Project(tmp_path, label_studio)
     other = {**BOX, "x": 0, "labels": ["artefact"]}
     task = ls_task([ls_result(BOX), ls_result(other, id="r2")], {"result": [], "was_cancelled": True}, [])

@@ -204,6 +204,32 @@ def test_livdet_crops_image_and_map_alike(example: Path) -> None:
 
 
 @pytest.mark.parametrize("example", [livdet], indirect=True)
+def test_livdet_crops_stay_square_where_they_leave_the_image(example: Path) -> None:
+    circles = (example / "circles.csv").read_text().splitlines()
+    moved = {
+        "Printed/0000.png": (30, 460, 100),
+        "Live/0001.png": (620, 15, 110),
+        "Textured_Contact/0002.png": (320, 240, 300),
+    }
+    kept = [line for line in circles if line.split(",")[0] not in moved]
+    added = [f"{file},{x},{y},{r}" for file, (x, y, r) in moved.items()]
+    (example / "circles.csv").write_text("\n".join([*kept, *added]))
+    imported = bring(livdet, example, "2020", maps="maps", circles="circles.csv")
+    folder, found = imported.manifest.parent, rows(imported)
+    for file, (x, y, r) in moved.items():
+        row, wide = found[f"images/{file}"], 500
+        box = (slice(wide + y - r - 16, wide + y + r + 16), slice(wide + x - r - 16, wide + x + r + 16))
+        pairs = [(row["image"], example / "2020" / file)]
+        if row["saliency"]:
+            pairs.append((row["saliency"], example / "maps" / Path(file).name))
+        for written, original in pairs:
+            cropped = pixels(folder / written)
+            assert cropped.shape == (2 * r + 32, 2 * r + 32)
+            np.testing.assert_array_equal(cropped, np.pad(pixels(original), wide)[box])
+    assert facts(imported)["crops_padded_with_black"] == len(moved)
+
+
+@pytest.mark.parametrize("example", [livdet], indirect=True)
 def test_strokes_on_a_transparent_layer_are_salient_where_drawn(example: Path) -> None:
     """EyeTagger's annotations: a colour of a third's opacity, and white where nothing is drawn."""
     grey = pixels(example / "maps" / "0000.png")

@@ -41,7 +41,7 @@ def test_coco_masks_are_pycocotools(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
-def test_coco_polygons_are_pycocotools(tmp_path: Path, polygon: list[float]) -> None:
+def test_case_29_coco_polygons_are_pycocotools(tmp_path: Path, polygon: list[float]) -> None:
     """Equal but for the outline, which pycocotools draws on a grid of fifths of a pixel and rounds."""
     mask_api = pytest.importorskip("pycocotools.mask", reason="the oracle pycocotools is not installed")
     expected = mask_api.decode(mask_api.frPyObjects([polygon], H, W))[..., 0]

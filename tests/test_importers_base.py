@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookhere.data.decode import read
+from lookhere.data.decode import decode_image, image_pixels, read
 from lookhere.data.importers import IMPORTERS
 from lookhere.data.importers.base import (
     Importer,
@@ -97,7 +97,7 @@ def _samples(images: Path, **changes: Any) -> Callable[..., Iterator[Sample]]:
 
 
 @pytest.mark.parametrize(("merge", "bits"), [("mean", 8), ("union", 16), ("agreement", 8)])
-def test_annotators_are_merged_and_crops_cut_image_and_map_alike(
+def test_annotators_are_merged_and_crops_take_image_and_map_alike(
     images: Path, tmp_path: Path, merge: Any, bits: Any
 ) -> None:
     stack = np.random.default_rng(5).random((3, H, W)).astype(np.float32)
@@ -108,9 +108,12 @@ def test_annotators_are_merged_and_crops_cut_image_and_map_alike(
     merged = {"mean": stack.mean(0), "union": stack.max(0), "agreement": (stack > 0.5).sum(0) >= 1.5}[merge]
     white = 2**bits - 1
     written = np.asarray(Image.open(out / "maps/live/0.png")) / white
-    np.testing.assert_allclose(written, merged[2:, :20], atol=0.501 / white)
+    # The crop begins 5 pixels left of the image, and ends 70 below it.
+    expected = np.pad(merged[2:, :20], ((0, 70), (5, 0)))
+    np.testing.assert_allclose(written, expected, atol=0.501 / white)
     original = np.asarray(Image.open(images / "live/0.png"))
-    np.testing.assert_array_equal(np.asarray(Image.open(out / "images/live/0.png")), original[2:, :20])
+    expected = np.pad(original[2:, :20], ((0, 70), (5, 0), (0, 0)))
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "images/live/0.png")), expected)
 
 
 def test_maps_are_aligned_with_the_upright_image(tmp_path: Path) -> None:
@@ -134,13 +137,36 @@ def test_maps_are_aligned_with_the_upright_image(tmp_path: Path) -> None:
     assert os.stat(out / "images/a/turned.jpg").st_ino == os.stat(folder / "turned.jpg").st_ino
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "L, 0 is transparent"])
+def test_what_a_crop_adds_is_black_and_opaque_in_every_mode(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "x").mkdir()
+    image = Image.fromarray(np.random.default_rng(1).integers(1, 255, (H, W, 3), np.uint8))
+    image = image.quantize(16) if mode == "P" else image.convert(mode.split(",")[0])
+    file = tmp_path / "x" / ("a.tif" if mode == "CMYK" else "a.png")
+    image.save(file, **({"transparency": 0} if "," in mode else {}))
+    import_dataset(
+        _importer(_samples(tmp_path / "x", crop=(-3, -2, W + 4, H + 1))), [file], ImportOptions(), tmp_path / "out"
+    )
+    expected = np.pad(np.asarray(image.convert("RGB")), ((2, 1), (3, 4), (0, 0)))
+    cropped = decode_image(tmp_path / "out/images/x/a.png", size=64)
+    np.testing.assert_array_equal(cropped, image_pixels(Image.fromarray(expected), size=64)[: len(cropped)])
+
+
+def test_crops_that_cannot_be_meant_are_refused(images: Path, tmp_path: Path) -> None:
+    for crop, message in (((W, 0, W + 9, 9), "has no pixel of the image"), ((-(10**6), 0, 9, 10**6), "the limit is")):
+        with pytest.raises(DataError, match=rf"live/3\.png: the crop .* {message}"):
+            import_dataset(_importer(_samples(images, crop=crop)), [images], ImportOptions(), tmp_path / "out")
+
+
 def test_sixteen_bits_survive_a_crop(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     ramp = (np.arange(64 * 16, dtype=np.uint16) * 64).reshape(16, 64)
     Image.fromarray(ramp).save(tmp_path / "x" / "ramp.tif")
-    read_all = _samples(tmp_path / "x", crop=(10, 0, 60, 16))
+    read_all = _samples(tmp_path / "x", crop=(10, -2, 66, 16))
     import_dataset(_importer(read_all), [tmp_path / "x"], ImportOptions(), tmp_path / "out")
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/images/x/ramp.png")), ramp[:, 10:60])
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "out/images/x/ramp.png")), np.pad(ramp[:, 10:], ((2, 0), (0, 2)))
+    )
 
 
 def _tree(folder: Path) -> dict[str, str]:

@@ -57,6 +57,8 @@ def import_source(
     for warning in imported.warnings:
         print(f"warning: {warning}")
     print(f"manifest: {imported.manifest}\nprovenance: {out / 'provenance.json'}")
+    if imported.by_observer:
+        print(f"by observer: {', '.join(map(str, imported.by_observer))}")
     print(f"next: lookhere check {shlex.quote(str(imported.manifest))}")
     print("\n".join(training_command(imported.manifest)))
 

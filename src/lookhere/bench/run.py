@@ -20,7 +20,7 @@ from lookhere.data.manifest import Manifest, read_manifest
 from lookhere.errors import DataError, UsageError
 from lookhere.evaluation.evaluate import evaluate
 from lookhere.evaluation.scores import Scores, write_scores
-from lookhere.methods import Method, create_method
+from lookhere.methods import METHODS, Method, create_method
 from lookhere.training.checkpoint import write_tensors
 from lookhere.training.config import Config, configure, load_config
 from lookhere.training.fit import explained, fit, make_batches, predict, resolve_device
@@ -87,6 +87,13 @@ def check_trainable(manifest: Manifest, config: Config) -> None:
     """Raise DataError if the rows of a manifest cannot train or select by this configuration."""
     if not manifest.weight[manifest.rows("train")].any():
         raise DataError(f"{manifest.path}: all weights in train are 0; expected some above")
+    if METHODS[config.method.name].guides != "nothing" and not any(
+        manifest.saliency[i] for i in manifest.rows("train")
+    ):
+        raise DataError(
+            f"{manifest.path}: no row in train has a saliency map, which method {config.method.name} needs; "
+            "name them in a column saliency, set saliency.folder, or train cross-entropy"
+        )
     lacking = set(range(len(manifest.classes))) - set(manifest.label[manifest.rows("val")].tolist())
     if config.training.select == "val_auroc" and lacking:
         names = ", ".join(manifest.classes[label] for label in sorted(lacking))

@@ -14,9 +14,9 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -99,6 +99,11 @@ def load_dataset(data: DataOptions, saliency: SaliencyOptions, manifest: Manifes
     constant = np.zeros(len(maps), bool)
     constant[meta["constant"]] = True
     return Dataset(manifest, images, maps, map_index, constant, digest.hexdigest())
+
+
+def decode_problems(data: DataOptions, saliency: SaliencyOptions, manifest: Manifest) -> list[str]:
+    """Return what is wrong with the files of a manifest, those left blank aside, without keeping any pixels."""
+    return [problem for one in _decoded(data, saliency, manifest) for problem in one.problems]
 
 
 def _home(data: DataOptions) -> Path:
@@ -189,33 +194,28 @@ def _write(part: Path, data: DataOptions, saliency: SaliencyOptions, manifest: M
     problems: list[str] = []
     constant: list[int] = []
     written = 0
+    with _decoders() as pool:
+        grey = all(width == 1 for width in _in_order(pool, lambda row: _channels(manifest, row), len(manifest)))
+    shape = (len(manifest), 1 if grey else 3, side, side)
     with (
-        warnings.catch_warnings(),
-        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         open(part / "images.npy", "wb") as images,
         open(part / "maps.npy", "wb") as maps,
+        closing(_decoded(data, saliency, manifest)) as decoded,  # its threads end with it, on a full disk too
     ):
-        # Pillow warns about large images in the threads below; here it is an error.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        grey = all(width == 1 for width in _in_order(pool, lambda row: _channels(manifest, row), len(manifest)))
-        shape = (len(manifest), 1 if grey else 3, side, side)
         _header(images, shape)
         _header(maps, (count, side, side))
-        with Track("decoding images", len(manifest)) as track:
-            decoded = _in_order(pool, lambda row: _decode(data, saliency, manifest, row), len(manifest))
-            for row, one in enumerate(decoded):
-                track.advance()
-                problems += one.problems
-                if problems or one.pixels is None:
-                    continue
-                pixels = np.ascontiguousarray(np.broadcast_to(one.pixels, shape[1:])).data
-                images.write(pixels)
-                digest.update(pixels)
-                if one.saliency is not None and map_index[row] == written:
-                    maps.write(one.saliency.data)
-                    digest.update(one.saliency.data)
-                    constant += [written] * one.constant
-                    written += 1
+        for row, one in enumerate(decoded):
+            problems += one.problems
+            if problems or one.pixels is None:
+                continue
+            pixels = np.ascontiguousarray(np.broadcast_to(one.pixels, shape[1:])).data
+            images.write(pixels)
+            digest.update(pixels)
+            if one.saliency is not None and map_index[row] == written:
+                maps.write(one.saliency.data)
+                digest.update(one.saliency.data)
+                constant += [written] * one.constant
+                written += 1
     if problems:
         raise DataError(problems)
     sizes = {name: (part / name).stat().st_size for name in ("images.npy", "maps.npy")}
@@ -225,6 +225,22 @@ def _write(part: Path, data: DataOptions, saliency: SaliencyOptions, manifest: M
 
 def _header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+@contextmanager
+def _decoders() -> Iterator[ThreadPoolExecutor]:
+    """Yield threads for decoding, in which an image that Pillow would warn of as too large is an error."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield pool
+
+
+def _decoded(data: DataOptions, saliency: SaliencyOptions, manifest: Manifest) -> Generator[_Decoded]:
+    """Yield each row of a manifest decoded, in order and with progress."""
+    with _decoders() as pool, Track("decoding images", len(manifest)) as track:
+        for one in _in_order(pool, lambda row: _decode(data, saliency, manifest, row), len(manifest)):
+            track.advance()
+            yield one
 
 
 def _in_order(pool: ThreadPoolExecutor, job: Callable[[int], T], count: int) -> Iterator[T]:
@@ -244,8 +260,9 @@ def _decode(data: DataOptions, saliency: SaliencyOptions, manifest: Manifest, ro
     constant = False
     problems = []
     try:
-        image = read(manifest.image_path(row), data.bit_depth)
-        pixels = image_pixels(image, data.size, data.bit_depth)
+        if manifest.image_file[row]:
+            image = read(manifest.image_path(row), data.bit_depth)
+            pixels = image_pixels(image, data.size, data.bit_depth)
     except DataError as error:
         problems.append(f"{manifest.where(row, 'image')}: '{manifest.image_file[row]}': {error}")
     path = manifest.saliency_path(row)

@@ -6,11 +6,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from lookhere.data.cache import Dataset, load_dataset
+from lookhere.data.cache import Dataset, decode_problems, load_dataset
 from lookhere.data.columns import read_splits
 from lookhere.data.findings import Finding, counted
 from lookhere.data.leakage import repeated_images
-from lookhere.data.manifest import Count, DataOptions, Manifest, SaliencyOptions, read_manifest
+from lookhere.data.manifest import Count, DataOptions, Manifest, SaliencyOptions, survey_manifest
 from lookhere.data.mapcheck import map_findings, map_statistics, size_findings
 from lookhere.data.table import read_table
 from lookhere.errors import DataError
@@ -83,11 +83,15 @@ class Summary:
         return [
             *table,
             f"{self.images} images, {self.without_map} without a map, {self.constant_maps} constant maps{coverage}",
-            f"classes: {', '.join(self.classes)}; positive: {self.positive} ({self.positive_reason})",
+            f"{len(self.classes)} classes found: {self._classes()}; positive: {self.positive} ({self.positive_reason})",
             f"sha256: {self.sha256}",
             *found,
             f"verdict: {self.verdict}",
         ]
+
+    def _classes(self) -> str:
+        rows = {name: sum(count.images for count in self.counts if count.label == name) for name in self.classes}
+        return ", ".join(f"{name} ({counted(n, 'row')})" for name, n in rows.items())
 
     def _examples(self, finding: Finding) -> list[str]:
         shown = [
@@ -155,11 +159,13 @@ def inspect(data: DataOptions, saliency: SaliencyOptions, *, training: bool | No
     """Decode every image and map of a manifest, and return them with a summary of all that was found.
 
     Raises:
-        DataError: all problems of the manifest; or all of its files that cannot be decoded.
+        DataError: all problems of the manifest and all of its files that cannot be decoded.
     """
     training = _has_train_rows(data) if training is None else training
-    dataset = load_dataset(data, saliency, read_manifest(data, saliency, training=training))
-    manifest = dataset.manifest
+    manifest, problems = survey_manifest(data, saliency, training=training)
+    if problems:
+        raise DataError([*problems, *decode_problems(data, saliency, manifest)])
+    dataset = load_dataset(data, saliency, manifest)
     maps = map_statistics(dataset.maps)
     found = [
         *repeated_images(dataset),

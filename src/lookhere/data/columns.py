@@ -61,38 +61,42 @@ def check_splits(split: np.ndarray, need_val: bool, table: Table) -> None:
 def read_classes(
     labels: list[str], split: np.ndarray, given: Sequence[str] | None, training: bool, table: Table
 ) -> tuple[str, ...]:
-    """Return the classes, and note labels that look like a slip: in another case, alone, or not in train."""
+    """Return the classes, and note labels that are unknown, or look like a slip: another case, alone, not in train."""
     first: dict[str, int] = {}
     for i, name in enumerate(labels):
         first.setdefault(name, i)
     first.pop("", None)
-    count = Counter(labels)
     in_train = Counter(name for name, where in zip(labels, split.tolist(), strict=True) if name and where == "train")
     names = tuple(given) if given is not None else tuple(sorted(in_train if training and in_train else first))
     variants: dict[str, list[str]] = defaultdict(list)
     for name in {**dict.fromkeys(names), **first}:
         variants[name.strip().casefold()].append(name)
-    for spelt in variants.values():
-        seen = [name for name in spelt if name in first]
-        if len(spelt) > 1 and seen:
-            shown = " and ".join(f"'{name}' ({counted(count[name], 'row')})" for name in spelt)
-            rarest = min(seen, key=lambda name: count[name])
-            table.at(first[rarest], "label", f"{shown} differ in case or spaces only; expected one spelling")
     alone = {spelt[0] for spelt in variants.values() if len(spelt) == 1}
-    for name in (name for name in first if name in alone and name not in names):
-        of = "does not occur in train" if given is None else "is unknown"
-        known = ", ".join(f"'{known}'" for known in names)
-        table.at(
-            first[name],
-            "label",
-            f"'{name}' ({counted(count[name], 'row')}) {of}; expected {known}{nearest(name, names)}",
-        )
+    known = ", ".join(f"'{name}'" for name in names)
+    if given is not None:
+        same = {name.strip().casefold(): name for name in names}
+        hint = {name: nearest(same.get(name.strip().casefold(), name), names) for name in first.keys() - set(names)}
+        for i, name in enumerate(labels):
+            if name in hint:
+                table.at(i, "label", f"'{name}' is unknown; expected {known}{hint[name]}")
+    else:
+        count = Counter(labels)
+        for spelt in (spelt for spelt in variants.values() if len(spelt) > 1):
+            shown = " and ".join(f"'{name}' ({counted(count[name], 'row')})" for name in spelt)
+            rarest = min(spelt, key=lambda name: count[name])
+            table.at(first[rarest], "label", f"{shown} differ in case or spaces only; expected one spelling")
+        for name in (name for name in first if name in alone and name not in names):
+            rows = counted(count[name], "row")
+            what = f"'{name}' ({rows}) does not occur in train; expected {known}{nearest(name, names)}"
+            table.at(first[name], "label", what)
     if training:
         if len(in_train) == 1:
             table.overall(f"column label: one class in train, '{next(iter(in_train))}'; expected two or more")
+        found = ", ".join(f"{name} ({counted(in_train[name], 'row')})" for name in names)
         for name in (name for name, rows in in_train.items() if rows == 1 and name in alone and len(in_train) > 1):
-            hint = nearest(name, (other for other in names if other != name))
-            table.at(first[name], "label", f"'{name}' is the only train row of its class; expected two or more{hint}")
+            meant = nearest(name, (other for other in names if other != name))
+            lone = f"'{name}' is the only train row of its class; expected two or more{meant}"
+            table.at(first[name], "label", f"{lone} ({len(names)} classes found: {found})")
     return names
 
 

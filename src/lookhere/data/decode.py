@@ -22,6 +22,8 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 EIGHT_BIT = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 GREY = ("1", "L", "LA", *DEEP)
+MAX_SIDE = 2**16 - 1
+"""Pixels, the most that JPEG and DICOM can hold; what is longer, a line of 80,000 x 1, is no picture."""
 
 MapState = Literal["ok", "constant"]
 Normalise = Literal["min-max", "none"]
@@ -146,6 +148,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             limit = Image.MAX_IMAGE_PIXELS
             if limit and image.width * image.height > limit:
                 raise DataError(f"{image.width} x {image.height} pixels; the limit is {limit:,} pixels in all")
+            if max(image.size) > MAX_SIDE:
+                raise DataError(f"{image.width} x {image.height} pixels; the limit is {MAX_SIDE:,} pixels a side")
             # An MPO is a photograph with previews behind it, and the photograph comes first.
             pages = getattr(image, "n_frames", 1)
             if pages > 1 and image.format != "MPO":

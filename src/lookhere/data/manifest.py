@@ -169,6 +169,30 @@ def read_manifest(
     Raises:
         DataError: all problems of the manifest, each with its row and column.
     """
+    manifest, problems = survey_manifest(
+        data, saliency, labelled=labelled, classes=classes, training=training, need_val=need_val
+    )
+    if problems:
+        raise DataError(problems)
+    return manifest
+
+
+def survey_manifest(
+    data: DataOptions,
+    saliency: SaliencyOptions,
+    *,
+    labelled: bool = True,
+    classes: Sequence[str] | None = None,
+    training: bool = True,
+    need_val: bool = True,
+) -> tuple[Manifest, list[str]]:
+    """Do what ``read_manifest`` does, and return the problems instead of raising them.
+
+    Files that cannot be used are blank in the manifest, so that all others can be looked at none the less.
+
+    Raises:
+        DataError: the manifest cannot be read as a table, or is none.
+    """
     table = read_table(data.manifest, REQUIRED if labelled else ("image",))
     count = len(table.line)
     blank = [""] * count
@@ -190,27 +214,24 @@ def read_manifest(
 
     files = Files(root, data.allow_outside)
     image_file = [clean(path, table.is_list) for path in column["image"]]
-    for i, file in enumerate(image_file):
-        what = files.problem(file) if file else "empty; expected the path of an image"
-        if what:
-            table.at(i, "image", what)
-    maps = _maps(table, saliency, image_file, files, training)
+    usable = _usable(image_file, "image", "empty; expected the path of an image", files, table)
+    maps = _maps(table, saliency, image_file, training)
     if training and saliency.missing == "error":
         for i in (i for i, file in enumerate(maps) if not file and split[i] == "train"):
             table.at(i, "saliency", f"no map for '{column['image'][i]}'; saliency.missing = \"error\" expects one")
+    if "saliency" in table.columns:
+        maps = _usable(maps, "saliency", "", files, table)
     check_repeats(image_file, column["label"], split, table)
     check_groups(column["group"], split, table)
     weight = read_weights(table.columns.get("weight", blank), table)
-    if table.problems:
-        raise DataError(table.problems)
-    return Manifest(
+    manifest = Manifest(
         path=data.manifest,
         root=root,
         classes=names,
         positive=positive,
         positive_reason=reason,
         image=column["image"],
-        image_file=image_file,
+        image_file=usable,
         label=label,
         split=split,
         saliency=maps,
@@ -220,9 +241,21 @@ def read_manifest(
         line=np.array(table.line, np.int64),
         warnings=table.warnings,
     )
+    return manifest, table.problems
 
 
-def _maps(table: Table, options: SaliencyOptions, images: list[str], files: Files, training: bool) -> list[str]:
+def _usable(paths: list[str], column: str, empty: str, files: Files, table: Table) -> list[str]:
+    """Note what is wrong with files, and return their paths with those blank; ``empty`` is what an empty one means."""
+    usable = paths.copy()
+    for i, file in enumerate(paths):
+        what = files.problem(file) if file else empty
+        if what:
+            table.at(i, column, what)
+            usable[i] = ""
+    return usable
+
+
+def _maps(table: Table, options: SaliencyOptions, images: list[str], training: bool) -> list[str]:
     named = table.columns.get("saliency")
     if named is None:
         return (
@@ -232,9 +265,4 @@ def _maps(table: Table, options: SaliencyOptions, images: list[str], files: File
         )
     if options.folder:
         table.warnings.append(f"{table.path}: saliency.folder is not used, because there is a saliency column")
-    maps = [clean(path) for path in named]
-    for i, file in enumerate(maps):
-        what = file and files.problem(file)
-        if what:
-            table.at(i, "saliency", what)
-    return maps
+    return [clean(path) for path in named]

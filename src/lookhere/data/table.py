@@ -63,7 +63,7 @@ def read_table(path: Path, required: Sequence[str] = REQUIRED) -> Table:
     rows = _rows(path)
     start, first = next(rows, (0, []))
     if not first:
-        raise DataError(f"{path}: the manifest is empty; expected a header {RICH}, or rows of split,label,path")
+        raise DataError(f"{path}: no rows, the file is empty; expected a header {RICH}, or rows of split,label,path")
     is_list, named = _form(path, first, required)
     names = ["split", "label", "image"] if is_list else first
     columns: dict[str, list[str]] = {name: [] for name in names}

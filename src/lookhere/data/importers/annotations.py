@@ -42,6 +42,7 @@ class Marks:
     """What one annotator marked in one image, ``size`` = (width, height) as the annotation file tells it."""
 
     gallery: Gallery
+    observer: str
     where: str
     size: tuple[int, int] | None
     makers: list[MapMaker] = field(default_factory=list)
@@ -133,12 +134,15 @@ class Gallery:
             self.elsewhere.append(f"'{name}' as {found.image}")
         return self.rows[found.name]
 
-    def marks(self, row: int, annotator: Hashable, where: str, size: tuple[Any, Any] | None = None) -> Marks | None:
+    def marks(
+        self, row: int, annotator: Hashable, observer: str, where: str, size: tuple[Any, Any] | None = None
+    ) -> Marks | None:
         """Return where to add the regions of an annotator of an image, or None if the size cannot be right.
 
         Args:
             row: of the image.
             annotator: whoever is told apart from the others of this image.
+            observer: the annotator's name, the same in all images.
             where: file and id, for messages.
             size: width and height of the image as the annotation file tells them, None if it does not.
         """
@@ -151,7 +155,7 @@ class Gallery:
         if known and (min(known) < 1 or (limit and known[0] * known[1] > limit)):
             self.invalid(where, f"an image of {known[0]} x {known[1]} pixels; expected 1 to {limit:,} pixels in all")
             return None
-        return self.marked[row].setdefault(annotator, Marks(self, where, known))
+        return self.marked[row].setdefault(annotator, Marks(self, observer, where, known))
 
     def finish(self) -> Iterator[Sample]:
         """Yield all images with their maps; who marked nothing counts where another annotator marked something."""
@@ -172,4 +176,5 @@ class Gallery:
             if annotators and not any(marks.makers for marks in annotators):
                 ledger.drop("annotated image without a region (it gets no map)", sample.name)
                 annotators = []
-            yield replace(sample, maps=tuple(marks.map() for marks in annotators))
+            observers = tuple(marks.observer for marks in annotators)
+            yield replace(sample, maps=tuple(marks.map() for marks in annotators), observers=observers)

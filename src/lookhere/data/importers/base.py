@@ -33,6 +33,8 @@ class ImportOptions(Options):
     """Several annotators of one image: mean, maximum, or 1 where at least half of them have more than 0.5."""
     map_bits: Literal[8, 16] = 8
     """Bits of the maps that are written."""
+    observers: bool = False
+    """Write each observer's own maps and a manifest of them, too: maps-by-observer/NAME and manifest-NAME.csv."""
     splits: tuple[float, float, float] = (0.7, 0.1, 0.2)
     """Shares of train, val and test among the images without a split, drawn by group and stratified by label."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -71,11 +73,14 @@ class Sample:
     """train, val, a name that starts with test, or "" to be drawn."""
     maps: tuple[MapMaker, ...] = ()
     """One for each annotator; none = no map."""
+    observers: tuple[str, ...] = ()
+    """Who made each of ``maps``, if the source tells; by default they are numbered from 1."""
     type: str = ""
     group: str = ""
     weight: float = 1.0
     crop: tuple[int, int, int, int] | None = None
-    """Left, top, right and bottom in pixels of the upright image, cut to it; maps are drawn before they are cropped."""
+    """Left, top, right and bottom in pixels of the upright image. What lies beside it becomes black, and 0 in the maps,
+    which are drawn before they are cropped."""
 
 
 @dataclass
@@ -124,6 +129,8 @@ class Imported:
     dropped: dict[str, dict[str, Any]]
     """Reason -> count and example."""
     warnings: list[str]
+    by_observer: list[Path]
+    """The manifests of single observers."""
 
 
 def labelled_images(options: LabelledOptions, ledger: Ledger) -> list[Sample]:
@@ -153,6 +160,8 @@ def image_lookup(samples: Sequence[Sample], options: LabelledOptions) -> Lookup[
 
 def import_dataset(importer: Importer, paths: Sequence[Path], options: ImportOptions, out: Path) -> Imported:
     """Read a source and write ``manifest.csv``, ``images/``, ``maps/`` and ``provenance.json`` into ``out``.
+
+    With ``options.observers``, also ``manifest-NAME.csv`` and ``maps-by-observer/NAME/`` for each observer.
 
     Nothing of the source is changed, and ``out`` appears when it is complete. Where it already holds this very import,
     of unchanged files, nothing is done.
@@ -225,4 +234,5 @@ def _sample_problems(samples: Sequence[Sample]) -> Iterator[str]:
 def _imported(out: Path) -> Imported:
     manifest = read_manifest(DataOptions(manifest=out / MANIFEST), SaliencyOptions(), training=False)
     record = json.loads((out / PROVENANCE).read_text(encoding="utf-8"))
-    return Imported(out / MANIFEST, manifest.counts(), record["dropped"], record["warnings"])
+    by_observer = [out / one["manifest"] for one in record["by_observer"]]
+    return Imported(out / MANIFEST, manifest.counts(), record["dropped"], record["warnings"], by_observer)

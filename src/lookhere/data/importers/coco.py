@@ -14,6 +14,7 @@ from typing import Any
 from lookhere.data.importers import annotation_examples
 from lookhere.data.importers.annotations import AnnotationOptions, Gallery
 from lookhere.data.importers.base import Importer, Ledger, Sample
+from lookhere.data.importers.lookup import short_names
 from lookhere.data.importers.maps import MapMaker, polygon_map, rectangle_map, union
 from lookhere.data.importers.parse import annotation_files, corners, number, read_json, records, runs_map
 from lookhere.errors import DataError
@@ -30,17 +31,17 @@ def read(paths: Sequence[Path], options: CocoOptions, ledger: Ledger) -> Iterato
     """Yield the images with one map for each annotator who marked something in them."""
     gallery = Gallery(options, ledger)
     files = annotation_files(paths, ".json")
-    for path in files:
+    for path, name in short_names(files).items():
         content = read_json(path)
         try:
-            _read_file(path, content, options, gallery)
+            _read_file(path, content, name, options, gallery)
         except DataError as error:
             ledger.problems.append(f"{path}: {error}")
     ledger.facts.update(coordinate_space="pixels", annotator=options.annotator or "file")
     yield from gallery.finish()
 
 
-def _read_file(path: Path, content: object, options: CocoOptions, gallery: Gallery) -> None:
+def _read_file(path: Path, content: object, name: str, options: CocoOptions, gallery: Gallery) -> None:
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise DataError("expected the keys images and annotations of COCO's instances")
     names = {str(item.get("id")): str(item.get("name")) for item in records(content.get("categories"), "categories")}
@@ -60,11 +61,11 @@ def _read_file(path: Path, content: object, options: CocoOptions, gallery: Galle
         row, size = images[image_id]
         if row is None:
             continue
-        annotator = (path, str(annotation.get(options.annotator)) if options.annotator else "")
+        annotator = str(annotation.get(options.annotator)) if options.annotator else ""
         if options.annotator and options.annotator not in annotation:
             gallery.invalid(where, f"has no '{options.annotator}', by which option annotator tells annotators apart")
             continue
-        marks = gallery.marks(row, annotator, where, size)
+        marks = gallery.marks(row, (path, annotator), annotator or name, where, size)
         if marks is not None and marks.size:
             category = str(annotation.get("category_id"))
             segmentation = annotation.get("segmentation")

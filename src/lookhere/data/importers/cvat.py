@@ -16,6 +16,7 @@ import numpy as np
 from lookhere.data.importers import annotation_examples
 from lookhere.data.importers.annotations import AnnotationOptions, Gallery, Marks
 from lookhere.data.importers.base import Importer, Ledger, Sample
+from lookhere.data.importers.lookup import short_names
 from lookhere.data.importers.maps import MapMaker, ellipse_map, polygon_map, rectangle_map
 from lookhere.data.importers.parse import annotation_files, corners, number, runs_map, whole
 from lookhere.errors import DataError
@@ -28,7 +29,7 @@ def read(paths: Sequence[Path], options: AnnotationOptions, ledger: Ledger) -> I
     """Yield the images with one map for each file that marks something in them: a file is an annotator."""
     gallery = Gallery(options, ledger)
     files = annotation_files(paths, ".xml")
-    for path in files:
+    for path, observer in short_names(files).items():
         for image in _images(path):
             where = f"{path}, image {image.get('id')}"
             name = image.get("name")
@@ -39,7 +40,7 @@ def read(paths: Sequence[Path], options: AnnotationOptions, ledger: Ledger) -> I
             # An export lists all images of its task, done or not: one without shapes says nothing.
             if row is None or not len(image):
                 continue
-            marks = gallery.marks(row, path, where, (image.get("width"), image.get("height")))
+            marks = gallery.marks(row, path, observer, where, (image.get("width"), image.get("height")))
             if marks is not None:
                 _read_shapes(image, marks)
     ledger.facts.update(coordinate_space="pixels", observers=len(files))

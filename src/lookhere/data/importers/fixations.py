@@ -21,6 +21,7 @@ from lookhere.data.importers.eyelink import SHOWN, eyelink_fixations, eyelink_sc
 from lookhere.data.importers.fixations_example import write_example
 from lookhere.data.importers.gaze import Fixations, GazeOptions, Scale, Size
 from lookhere.data.importers.gaze_tables import LAYOUTS, Coordinates, Origin, TimeUnit, table_fixations
+from lookhere.data.importers.lookup import short_names
 from lookhere.errors import DataError, UsageError, nearest
 
 COLUMNS = ("image", "observer", "event", "x", "y", "duration", "valid")
@@ -121,7 +122,7 @@ def read_fixations(paths: Sequence[Path], options: FixationsOptions, ledger: Led
     fixations = Fixations()
     names: dict[str, Sample | None] = {}
     screen = options.screen
-    for file in _files(paths, layout.files):
+    for file, recording in short_names(_files(paths, layout.files)).items():
         if options.format == "eyelink":
             screen = _screen(file, screen)
             found = eyelink_fixations(file, options.image_message, options.eye, ledger)
@@ -145,7 +146,7 @@ def read_fixations(paths: Sequence[Path], options: FixationsOptions, ledger: Led
             else:
                 # Events are numbered anew in each recording.
                 event = one.event and f"{file}: {one.event}"
-                fixations.add(sample.name, one.observer or str(file), event, one.x, one.y, one.duration)
+                fixations.add(sample.name, one.observer or recording, event, one.x, one.y, one.duration)
     unit = options.time_unit or layout.time_unit
     if unit is not None and fixations.count():
         _check_durations(fixations.durations(), unit, ledger)

@@ -78,14 +78,14 @@ class Fixations:
         outside = 0
         raw, placed = _Range(), _Range()
         for sample in samples:
-            makers = []
+            makers: dict[str, MapMaker] = {}
             observers = self.found.get(sample.name, {})
             try:
                 size = image_size(sample.image) if observers else (0, 0)
             except DataError as error:
                 ledger.problems.append(f"{sample.image}: {error}")
                 continue
-            for events in observers.values():
+            for observer, events in observers.items():
                 x, y, weight = np.array(list(events.values()), np.float64).T
                 raw.widen(x, y)
                 x, y, scale = place(x, y, size)
@@ -96,8 +96,8 @@ class Fixations:
                     ledger.drop("fixation outside its image", f"'{sample.name}'", missed)
                 if inside.any():
                     weights = weight[inside] if by_duration else 1.0
-                    makers.append(_maker(x[inside], y[inside], weights, options, scale))
-            yield replace(sample, maps=tuple(makers))
+                    makers[observer] = _maker(x[inside], y[inside], weights, options, scale)
+            yield replace(sample, maps=tuple(makers.values()), observers=tuple(makers))
         total = self.count()
         ledger.facts.update(
             fixations=total - outside,

@@ -77,12 +77,14 @@ def _read_annotations(annotations: list[dict[str, Any]], row: int, where: str, g
         if annotation.get("was_cancelled"):
             gallery.ledger.drop("cancelled annotation (a skipped task)", here)
             continue
-        observers.add(str(annotation.get("completed_by")))
-        _read_results(records(annotation.get("result"), "result"), row, here, gallery)
+        who = annotation.get("completed_by")
+        observer = str(who.get("email", who.get("id")) if isinstance(who, dict) else who)
+        observers.add(observer)
+        _read_results(records(annotation.get("result"), "result"), row, observer, here, gallery)
     return observers
 
 
-def _read_results(results: list[dict[str, Any]], row: int, where: str, gallery: Gallery) -> None:
+def _read_results(results: list[dict[str, Any]], row: int, observer: str, where: str, gallery: Gallery) -> None:
     turned = next((result["image_rotation"] for result in results if result.get("image_rotation")), None)
     if turned is not None:
         what = f"the image was turned by {turned} degrees in Label Studio (image_rotation)"
@@ -90,7 +92,7 @@ def _read_results(results: list[dict[str, Any]], row: int, where: str, gallery: 
         return
     sizes = ((result.get("original_width"), result.get("original_height")) for result in results)
     size = next((size for size in sizes if size[0] is not None), None)
-    marks = gallery.marks(row, where, where, size)
+    marks = gallery.marks(row, where, observer, where, size)
     if marks is None:
         return
     # One region may come as several results of one id: its outline, its label, a text about it.

@@ -20,30 +20,35 @@ from PIL import Image
 from lookhere.data.importers import annotation_examples
 from lookhere.data.importers.annotations import AnnotationOptions, Gallery
 from lookhere.data.importers.base import Importer, Ledger, Sample
+from lookhere.data.importers.lookup import short_names
 from lookhere.data.importers.maps import MapMaker, ellipse_map, polygon_map, rectangle_map
 from lookhere.data.importers.parse import annotation_files, corners, mask_runs, read_json, records, runs_map, whole
 from lookhere.errors import DataError
 
 
 def read(paths: Sequence[Path], options: AnnotationOptions, ledger: Ledger) -> Iterator[Sample]:
-    """Yield the images with one map for each JSON file that is about them: a file is an annotator."""
+    """Yield the images with one map for each JSON file that is about them; the observer is the path that was given."""
     gallery = Gallery(options, ledger)
-    for path in annotation_files(paths, ".json"):
+    observers = short_names(paths)
+    files = [(path, observers[place]) for place in paths for path in annotation_files([place], ".json")]
+    for path, observer in files:
         content = read_json(path)
         try:
             if not isinstance(content, dict) or not {"shapes", "imagePath"} <= content.keys():
                 raise DataError("expected the keys shapes and imagePath of LabelMe")
-            _read_file(path, content, gallery)
+            _read_file(path, content, observer, gallery)
         except DataError as error:
             gallery.invalid(str(path), str(error))
     ledger.facts.update(coordinate_space="pixels")
     yield from gallery.finish()
 
 
-def _read_file(path: Path, content: dict[str, Any], gallery: Gallery) -> None:
+def _read_file(path: Path, content: dict[str, Any], observer: str, gallery: Gallery) -> None:
     row = gallery.row(str(path), _image_name(path, content["imagePath"], gallery.options.images))
     size = (content.get("imageWidth"), content.get("imageHeight"))
-    marks = gallery.marks(row, path, str(path), None if None in size else size) if row is not None else None
+    if row is None:
+        return
+    marks = gallery.marks(row, path, observer, str(path), None if None in size else size)
     if marks is None:
         return
     for i, shape in enumerate(records(content["shapes"], "shapes"), start=1):

@@ -5,7 +5,8 @@
 - **2025**: a list with the columns ``index,filename``, as submissions get it, and the truth in the form of the
   published raw scores: rows of truth, score and type without a header, in the order of the list.
 
-With circles, each image is cropped to its iris with 16 pixels around it, the map with it, as the field's code does.
+With circles, each image is cropped to its iris with 16 pixels around it, the map with it, as the field's code does:
+the crop stays square, and what leaves the image is black.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def read(paths: Sequence[Path], options: LivDetIrisOptions, ledger: Ledger) -> I
     if options.maps:
         maps = maps_of([(one.file, one.place) for one in irises], options.maps, options.suffix, ledger.problems)
     circles = _circles(options.circles, ledger) if options.circles else None
-    leaving = 0
+    padded = 0
     for iris, drawn in zip(irises, maps, strict=True):
         crop = None
         if circles is not None:
@@ -117,7 +118,7 @@ def read(paths: Sequence[Path], options: LivDetIrisOptions, ledger: Ledger) -> I
             left, top, right, bottom = box
             by = options.padding
             crop = (left - by, top - by, right + by, bottom + by)
-            leaving += crop[0] < 0 or crop[1] < 0 or crop[2] > width or crop[3] > height
+            padded += crop[0] < 0 or crop[1] < 0 or crop[2] > width or crop[3] > height
         yield Sample(
             root / iris.file,
             without_suffix(iris.file),
@@ -133,7 +134,7 @@ def read(paths: Sequence[Path], options: LivDetIrisOptions, ledger: Ledger) -> I
         )
     ledger.facts["edition"] = 2020 if path.is_dir() else 2025
     if circles is not None:
-        ledger.facts |= {"crop_padding": options.padding, "crops_that_leave_their_image": leaving}
+        ledger.facts |= {"crop_padding": options.padding, "crops_padded_with_black": padded}
 
 
 def _of_folders(root: Path, options: LivDetIrisOptions, ledger: Ledger) -> Iterator[Iris]:

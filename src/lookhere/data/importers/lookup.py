@@ -6,8 +6,8 @@ The trap: live/1.png and attack/1.png share their name, and an annotation of one
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
 from lookhere.data.files import EXTENSIONS
@@ -67,6 +67,22 @@ def without_suffix(path: str) -> str:
     """Return a path without the suffix of an image; what follows another dot belongs to the name."""
     suffix = PurePosixPath(path).suffix
     return path[: -len(suffix)] if suffix.lower() in SUFFIXES else path
+
+
+def short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return for each path the shortest end of it, without the suffix of a file, that no other path has.
+
+    They tell annotators apart whose files differ in name, or lie in folders that do: ann/export.json, bob/export.json.
+    """
+    whole = {
+        path: path.absolute().parts[1:] if path.is_dir() else path.absolute().with_suffix("").parts[1:]
+        for path in paths
+    }
+    for length in range(1, max(map(len, whole.values()), default=0) + 1):
+        names = {path: "/".join(parts[-length:]) for path, parts in whole.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return {path: str(path) for path in whole}
 
 
 def _parts(path: str) -> list[str]:

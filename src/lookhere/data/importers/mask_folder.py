@@ -23,7 +23,7 @@ from pydantic import Field
 from lookhere.data.decode import DEEP, GREY, map_values, read
 from lookhere.data.importers.base import Importer, LabelledOptions, Ledger, Sample, image_lookup, labelled_images
 from lookhere.data.importers.labels import image_files
-from lookhere.data.importers.lookup import without_suffix
+from lookhere.data.importers.lookup import short_names, without_suffix
 from lookhere.data.importers.maps import MapMaker, fitted
 from lookhere.errors import DataError
 
@@ -62,10 +62,11 @@ def read_masks(paths: Sequence[Path], options: MaskFolderOptions, ledger: Ledger
     samples = [sample for sample in samples if os.path.realpath(sample.image) not in real]
     if not samples and real:
         raise DataError(f"{options.images}: every image in it is a mask; expected other files, or the option suffix")
-    made: dict[str, list[MapMaker]] = {sample.name: [] for sample in samples}
+    made: dict[str, list[tuple[str, MapMaker]]] = {sample.name: [] for sample in samples}
+    observers = short_names(paths)
     kinds: Counter[str] = Counter()
     lock = Lock()
-    for files in masks:
+    for folder, files in zip(paths, masks, strict=True):
         lookup = image_lookup(samples, options)
         taken: dict[str, Path] = {}
         for file, name in files:
@@ -80,13 +81,14 @@ def read_masks(paths: Sequence[Path], options: MaskFolderOptions, ledger: Ledger
                 ledger.problems.append(f"{file}: '{sample.name}' has the mask {taken[sample.name]} too; expected one")
             else:
                 taken[sample.name] = file
-                made[sample.name].append(_maker(file, options, kinds, lock))
+                made[sample.name].append((observers[folder], _maker(file, options, kinds, lock)))
     if not any(made.values()) and not ledger.problems:
         what = f" followed by '{options.suffix}'" if options.suffix else ""
         ledger.problems.append(f"{', '.join(map(str, paths))}: no mask has the name of an image{what}")
     ledger.facts.update(observers=len(paths), masks_read_as=kinds)
     for sample in samples:
-        yield replace(sample, maps=tuple(made[sample.name]))
+        own = made[sample.name]
+        yield replace(sample, maps=tuple(maker for _, maker in own), observers=tuple(name for name, _ in own))
 
 
 def mask_values(image: Image.Image, options: MaskFolderOptions) -> tuple[np.ndarray, str]:

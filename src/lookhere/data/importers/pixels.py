@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from lookhere.data import dicom
-from lookhere.data.decode import DEEP, FORMATS, image_pixels, read
+from lookhere.data.decode import DEEP, FORMATS, GREY, image_pixels, read
 from lookhere.data.files import EXTENSIONS
 from lookhere.errors import DataError
 
@@ -53,9 +53,10 @@ def read_image(path: Path, window: int = 0) -> tuple[Image.Image, dicom.Renderin
 
 
 def write_image(image: Image.Image, source: Path, target: Path, box: tuple[int, int, int, int] | None) -> str:
-    """Write an image at ``target`` plus a suffix, which is returned.
+    """Write an image, or what ``box`` cuts of it, at ``target`` plus a suffix, which is returned.
 
-    A file that can be used as it is becomes a hard link, or a copy where links are not possible.
+    A file that can be used as it is becomes a hard link, or a copy where links are not possible. Where the box leaves
+    the image, it is black.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     suffix = source.suffix.lower()
@@ -68,23 +69,30 @@ def write_image(image: Image.Image, source: Path, target: Path, box: tuple[int, 
             shutil.copyfile(original, place)
         return suffix
     if image.mode in DEEP:
-        image = Image.fromarray(np.asarray(image).astype(np.uint16))
-    elif image.mode in ("CMYK", "YCbCr"):
-        image = image.convert("RGB")
-    image.crop(box).save(target.with_name(target.name + ".png"), format="PNG")
+        pixels = np.asarray(image).astype(np.uint16)
+    else:  # modes in which 0 is black and opaque: in a palette or CMYK it may be any colour
+        pixels = np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
+    Image.fromarray(pixels).crop(box).save(target.with_name(target.name + ".png"), format="PNG")
     return ".png"
 
 
-def crop_box(crop: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return the part of a crop (left, top, right, bottom) that lies in an image of ``size``.
+def check_crop(crop: tuple[int, int, int, int], size: tuple[int, int]) -> None:
+    """Refuse a crop (left, top, right, bottom) that has no pixel of an image of ``size``, or fills the memory.
 
     Raises:
-        DataError: no pixel of it does.
+        DataError: it is such a crop.
     """
-    box = max(crop[0], 0), max(crop[1], 0), min(crop[2], size[0]), min(crop[3], size[1])
-    if box[0] >= box[2] or box[1] >= box[3]:
+    left, top, right, bottom = crop
+    if max(left, 0) >= min(right, size[0]) or max(top, 0) >= min(bottom, size[1]):
         raise DataError(f"the crop {crop} has no pixel of the image of {size[0]} x {size[1]} pixels")
-    return box
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and (right - left) * (bottom - top) > limit:
+        raise DataError(f"the crop {crop} has {right - left} x {bottom - top} pixels; the limit is {limit:,} in all")
+
+
+def crop_map(saliency: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Return the part of a map (``h w`` float32) in a box (left, top, right, bottom), 0 where that leaves the map."""
+    return np.asarray(Image.fromarray(saliency).crop(box))
 
 
 def merge_maps(maps: Iterable[np.ndarray], how: Merge) -> np.ndarray:

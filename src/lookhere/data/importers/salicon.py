@@ -48,16 +48,16 @@ def read_mat(paths: Sequence[Path], options: SaliconOptions, ledger: Ledger) -> 
             if sample is None:
                 ledger.drop("file without an image of its name", str(file))
                 continue
-            for observer, points in enumerate(_observers(file, sample.image, options)):
+            for observer, points in enumerate(_observers(file, sample.image, options), start=1):
                 if options.skip_first and len(points):
                     ledger.drop("first fixation of an observer", str(file))
                     points = points[1:]
                 points = points[:, :: 1 if options.axes == "xy" else -1] - options.first_pixel
                 for x, y in points.tolist():
                     if math.isfinite(x) and math.isfinite(y):
-                        fixations.add(sample.name, f"observer {observer}", "", x, y, 1.0)
+                        fixations.add(sample.name, str(observer), "", x, y, 1.0)
                     else:
-                        ledger.drop("fixation without a position", f"{file}, observer {observer + 1}")
+                        ledger.drop("fixation without a position", f"{file}, observer {observer}")
         except DataError as error:
             ledger.problems.append(f"{file}: {error}")
     clipped = 0
