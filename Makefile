@@ -22,6 +22,7 @@ lint: $(STAMP)  ## style and types
 
 bench: $(STAMP)  ## measure this machine
 	$(BIN)/python benchmarks/step_cost.py
+	$(BIN)/python benchmarks/decode.py
 
 venv: $(STAMP)
 
