@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -262,10 +263,19 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+@cache  # libraries reset what Python remembers of shown warnings; once is enough
+def _say_warning(text: str) -> None:
+    print(f"lookhere: warning: {text}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say_warning(str(message))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (see the design: 0, 2, 3, 4, 5, 130, 143)."""
     signal.signal(signal.SIGTERM, _stop)
-    warnings.showwarning = lambda message, *_, **__: print(f"lookhere: warning: {message}", file=sys.stderr)
+    warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a sign shows a question mark
