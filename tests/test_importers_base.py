@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 
 from lookhere.data.decode import decode_image, image_pixels, read
+from lookhere.data.dicom import read_dicom
 from lookhere.data.importers import IMPORTERS
 from lookhere.data.importers.base import (
     Importer,
@@ -281,3 +283,16 @@ def test_case_22_empty_maps_are_counted(images: Path, tmp_path: Path) -> None:
     read_all = _samples(images, maps=(union(),))
     imported = import_dataset(_importer(read_all), [images], ImportOptions(), tmp_path / "out")
     assert imported.warnings == ["8 maps without any salient pixel, such as that of 'attack/0'"]
+
+
+def test_a_missing_package_is_an_error_that_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cvat, options = IMPORTERS["cvat"], {"images": tmp_path / "cvat" / "images"}
+    cvat.example(tmp_path / "cvat")
+    for name in ("defusedxml", "defusedxml.ElementTree"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UsageError, match=r"needs the package defusedxml.* pip install 'lookhere\[annotations\]'"):
+        import_dataset(cvat, [tmp_path / "cvat" / "annotations.xml"], cvat.Options(**options), tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(UsageError, match=r"pip install 'lookhere\[medical\]'"):
+        read_dicom(tmp_path / "cvat" / "annotations.xml")
+    assert not (tmp_path / "out").exists()

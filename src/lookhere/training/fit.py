@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from lookhere.backbone import Backbone
 from lookhere.batch import Batch
 from lookhere.data.batches import Batches
 from lookhere.data.cache import Dataset
-from lookhere.errors import DataError, TrainingError, UsageError
+from lookhere.errors import TrainingError, UsageError
 from lookhere.methods import Method
 from lookhere.progress import Track
 from lookhere.training.checkpoint import (
@@ -43,7 +44,7 @@ def fit(method: Method, dataset: Dataset, config: Config, folder: RunFolder) -> 
     A folder that holds checkpoints is continued from its last whole epoch, with the result of an uninterrupted run.
 
     Raises:
-        TrainingError: a loss that is not finite, no memory, no disk space. The last checkpoint is kept.
+        TrainingError: a loss that is not finite, no disk space. The last checkpoint is kept.
         UsageError: no such device.
     """
     found = latest_checkpoint(folder.checkpoints)
@@ -54,7 +55,7 @@ def fit(method: Method, dataset: Dataset, config: Config, folder: RunFolder) -> 
     steps = sum(
         o.epochs * len(make_batches(dataset, "train", method, o, accelerator.device, config.seed)) for o in options
     )
-    with Track(f"{method.name}, seed {config.seed}", steps) as track, explained(config, method):
+    with Track(f"{method.name}, seed {config.seed}", steps) as track:
         for index in range(position.stage, len(stages)):
             if index > position.stage:
                 position = Position(
@@ -87,10 +88,8 @@ class _Stage:
         self.wrapped, self.optimizer = accelerator.prepare(self.method, make_optimizer(self.method, options))
         self.training = make_batches(dataset, "train", method, options, accelerator.device, seed=seed)
         self.validation = make_batches(dataset, "val", method, options, accelerator.device)
-        if not len(self.validation) and options.select != "last":
-            raise DataError(f"no rows with split val, which training.select = {options.select} needs; or select 'last'")
 
-    def train(self, position: Position, resume_from: Any) -> Position:
+    def train(self, position: Position, resume_from: Path | None) -> Position:
         """Train from a position to the stage's last epoch and return the position reached."""
         if resume_from is not None:
             load_model(resume_from, self.method)
@@ -104,17 +103,9 @@ class _Stage:
             train, val = self._epoch(epoch, rate), self._validate(epoch)
             seconds = time.monotonic() - started
             position = self._select(replace(position, epoch=epoch, seconds=position.seconds + seconds), val)
-            line = {
-                "stage": self.name,
-                "epoch": epoch,
-                "learning_rate": rate,
-                "seconds": seconds,
-                "train": train,
-                "val": val,
-            }
-            self.folder.append_metrics(
-                line
-            )  # before the checkpoint: a resumed run drops the lines that are ahead of it
+            done = {"stage": self.name, "epoch": epoch, "learning_rate": rate, "seconds": seconds}
+            # Before the checkpoint: a resumed run drops the lines that are ahead of it.
+            self.folder.append_metrics({**done, "train": train, "val": val})
             save_checkpoint(self.folder.checkpoints, position, self.method, self.optimizer)
         return position
 
@@ -160,10 +151,7 @@ class _Stage:
         if self.options.select == "last":
             return replace(position, best_epoch=position.epoch)
         value = val[self.options.select.removeprefix("val_")]
-        if value is None:
-            raise DataError(
-                "split val holds one class only, so it has no AUROC to select by; select val_accuracy or last"
-            )
+        assert value is not None  # a split val that cannot select is refused before training
         if position.best_value is None or value >= position.best_value:
             return replace(position, best_epoch=position.epoch, best_value=value)
         return position
