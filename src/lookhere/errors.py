@@ -42,12 +42,6 @@ class TrainingError(LookhereError):
     exit_code = 4
 
 
-class RunsFailed(LookhereError):
-    """A plan that finished with failed runs."""
-
-    exit_code = 5
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

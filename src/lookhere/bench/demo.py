@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +35,7 @@ FULL = Scale(size=128, train=1200, val=240, test=1200, backbone="resnet18", epoc
 METHODS = ("cross-entropy", "sage")
 
 
-def run_demo(out: Path, *, seeds: int = 3, full: bool = False, methods: Sequence[str] = METHODS) -> Path:
+def run_demo(out: Path, *, seeds: int = 3, full: bool = False) -> Path:
     """Train every method with every seed, print the comparison and return the path of the report.
 
     What is finished is not computed again, so an interrupted demonstration continues.
@@ -45,12 +44,11 @@ def run_demo(out: Path, *, seeds: int = 3, full: bool = False, methods: Sequence
         out: folder for the data, the runs and the report.
         seeds: trainings per method, from random weights.
         full: the larger version.
-        methods: names in the table of methods.
     """
     started = time.monotonic()
     scale = FULL if full else QUICK
     manifest = make_iris(out / "data", size=scale.size, train=scale.train, val=scale.val, test=scale.test)
-    plan = [(method, seed) for seed in range(seeds) for method in methods]
+    plan = [(method, seed) for seed in range(seeds) for method in METHODS]
     folders = [out / "runs" / f"{method}-seed{seed}" for method, seed in plan]
     for number, ((method, seed), folder) in enumerate(zip(plan, folders, strict=True), start=1):
         left = (time.monotonic() - started) / (number - 1) * (len(plan) - number + 1) if number > 1 else None

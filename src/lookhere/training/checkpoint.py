@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,6 @@ class Position:
     """Its value of the selection metric."""
     seconds: float = 0.0
     """Time spent so far."""
-    selected: list[int] = field(default_factory=list)
-    """Selected epochs of the stages that are done."""
 
 
 def save_checkpoint(folder: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -58,9 +58,7 @@ def fit(method: Method, dataset: Dataset, config: Config, folder: RunFolder) -> 
     with Track(f"{method.name}, seed {config.seed}", steps) as track:
         for index in range(position.stage, len(stages)):
             if index > position.stage:
-                position = Position(
-                    stage=index, seconds=position.seconds, selected=[*position.selected, position.best_epoch]
-                )
+                position = Position(stage=index, seconds=position.seconds)
             trainer = _Stage(method, dataset, config.seed, index, options[index], accelerator, folder, track)
             position = trainer.train(position, found[1] if found and found[0].stage == index else None)
             load_model(selected_checkpoint(folder.checkpoints, position), method)
