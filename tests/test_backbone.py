@@ -10,14 +10,13 @@ from torch import nn
 
 from lookhere.backbone import (
     Backbone,
-    BackboneOptions,
     Tapped,
-    create_backbone,
     forward_views,
     frozen_statistics,
     wrap,
 )
 from lookhere.errors import UsageError
+from lookhere.weights import BackboneOptions, create_backbone
 
 PAPER = ["resnet50", "densenet121", "tf_efficientnet_b7", "swin_tiny_patch4_window7_224", "resnet18"]
 
@@ -31,7 +30,7 @@ def random_backbone(name: str, size: int = 64) -> Backbone:
 def test_class_activation_maps_average_to_the_logits(name: str) -> None:
     backbone = random_backbone(name).eval()
     with torch.no_grad():
-        logits, embedding, feature_map = backbone(torch.randn(2, 3, 64, 64))
+        logits, embedding, feature_map, _ = backbone(torch.randn(2, 3, 64, 64))
         cam = backbone.class_activation_map(feature_map)
         classifier = backbone.model.get_classifier()
         torch.testing.assert_close(cam.mean((2, 3)) + classifier.bias, logits, rtol=1e-4, atol=1e-4)
@@ -133,7 +132,7 @@ def test_weights_that_cannot_be_had_are_an_error_that_says_what_to_do(tmp_path, 
     def offline(*_: object, **__: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr("lookhere.backbone.get_session", offline)
+    monkeypatch.setattr("lookhere.weights.get_session", offline)
     with pytest.raises(
         UsageError, match=r"model\.safetensors of timm/resnet18\.a1_in1k .*--weights PATH/model.safetensors"
     ):

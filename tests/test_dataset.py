@@ -248,10 +248,36 @@ def test_a_set_without_maps(folder: Path) -> None:
     assert not batch.saliency.any()
 
 
+def test_what_stands_in_for_missing_maps(folder: Path) -> None:
+    Image.new("L", (48, 40), 51).save(folder / "map3.png")  # constant: marks nothing, so it is missing too
+    data = load(folder)
+    own = torch.from_numpy(data.guided[data.manifest.rows("train")])
+    given = next(batches(data, batch_size=99).epoch())
+
+    uniform = next(batches(data, batch_size=99, missing="uniform").epoch())
+    assert uniform.has_saliency.all()
+    assert torch.equal(uniform.saliency[own], given.saliency[own])
+    assert (uniform.saliency[~own] == 0.5).all()
+
+    drawn = []
+    for epoch in (1, 1, 2):
+        borrow = batches(data, batch_size=99, shuffle_seed=3, missing="borrow")
+        batch = next(borrow.epoch(epoch))
+        order = batch.index.argsort()
+        saliency = batch.saliency[order]
+        assert batch.has_saliency.all()
+        assert torch.equal(saliency[own], given.saliency[own])
+        lent = {tuple(one.flatten().tolist()) for one in given.saliency[own]}
+        assert {tuple(one.flatten().tolist()) for one in saliency[~own]} <= lent
+        drawn.append(saliency)
+    assert torch.equal(drawn[0], drawn[1])  # the same epoch of a resumed run
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def equal(one: Batches, other: Batches) -> None:
     for left, right in zip(one.epoch(2), other.epoch(2), strict=True):
-        for name, tensor in vars(left).items():
-            torch.testing.assert_close(getattr(right, name).cpu(), tensor)
+        for name in ("image", "label", "saliency", "has_saliency", "weight", "index"):
+            torch.testing.assert_close(getattr(right, name).cpu(), getattr(left, name))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

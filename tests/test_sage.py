@@ -17,7 +17,7 @@ import transcription
 from lookhere.backbone import Tapped
 from lookhere.batch import Batch
 from lookhere.errors import UsageError
-from lookhere.methods import METHODS, Method, Sage, SageOptions, create_method
+from lookhere.methods import Method, Sage, SageOptions
 from lookhere.methods.base import CrossEntropyOptions
 from lookhere.views import ViewOptions, saliency_views
 
@@ -68,7 +68,7 @@ def test_samples_without_a_map_add_cross_entropy_only_and_no_pass() -> None:
     model.register_forward_hook(lambda _, given, __: images_seen.append(len(given[0])))
     parts = sage(model, batch_norm="per_view")(whole)
     assert images_seen == [6, 2, 2, 2]
-    fields = {f.name: getattr(whole, f.name)[:2] for f in dataclasses.fields(Batch)}
+    fields = {f.name: getattr(whole, f.name)[:2] for f in dataclasses.fields(Batch)[:-1]}
     mapped = sage(model)(Batch(**fields))
     torch.testing.assert_close(parts["logit_alignment"] * 6, mapped["logit_alignment"] * 2)
     torch.testing.assert_close(parts["contrastive_embedding"] * 6, mapped["contrastive_embedding"] * 2)
@@ -86,7 +86,7 @@ def test_sample_weights_weigh_every_term() -> None:
     model, batch = network(norm=False), make_batch(4)
     twice = dataclasses.replace(batch, weight=torch.tensor([2.0, 1.0, 1.0, 0.0], dtype=torch.float64))
     rows = torch.tensor([0, 0, 1, 2])
-    repeated = Batch(**{f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(Batch)})
+    repeated = Batch(**{f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(Batch)[:-1]})
     for name in ("cross_entropy", "logit_alignment", "contrastive_embedding", "total"):
         torch.testing.assert_close(sage(model)(twice)[name], sage(model)(repeated)[name])
     nothing = sage(model)(dataclasses.replace(batch, weight=torch.zeros(4, dtype=torch.float64)))
@@ -120,15 +120,6 @@ def test_the_loss_falls_and_reaches_the_first_layer(mode: str, degrade: str) -> 
         optimizer.step()
         losses.append(float(loss))
     assert losses[-1] < 0.8 * losses[0]
-
-
-@pytest.mark.filterwarnings("ignore:a blur with kernel 7")
-def test_predict_needs_no_map_and_the_table_makes_every_method() -> None:
-    model = network().eval()
-    for name, kind in METHODS.items():
-        options = kind.Options(name=name)
-        method = create_method(options, Tapped(model))
-        torch.testing.assert_close(method.predict(make_batch().image), model(make_batch().image))
 
 
 def test_own_loop_gives_the_loss_of_the_method() -> None:

@@ -25,7 +25,8 @@ from lookhere.methods import Method
 from lookhere.training import fit
 from lookhere.training.checkpoint import latest_checkpoint
 from lookhere.training.config import Config, load_config
-from lookhere.training.fit import auroc, resolve_device
+from lookhere.training.devices import resolve_device
+from lookhere.training.fit import auroc
 from lookhere.training.folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:a blur with kernel 7")
@@ -238,7 +239,9 @@ def test_a_damaged_checkpoint_is_passed_over(iris: Path, tmp_path: Path, monkeyp
     from lookhere.data.batches import Batches
 
     original = Batches.epoch
-    stop = lambda self, epoch=0: fail_at_third(epoch) if epoch == 3 else original(self, epoch)  # noqa: E731
+    stop = lambda self, epoch=0, *rest, **more: (  # noqa: E731
+        fail_at_third(epoch) if epoch == 3 else original(self, epoch, *rest, **more)
+    )
     monkeypatch.setattr(Batches, "epoch", stop)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "cut")

@@ -10,7 +10,8 @@ import torch
 from pydantic import ValidationError
 from torchvision.transforms.v2 import functional as tv
 
-from lookhere.views import ViewOptions, effective_sigma, gaussian_blur, saliency_views, varying_blur
+from lookhere.blur import effective_sigma, gaussian_blur, varying_blur
+from lookhere.views import ViewOptions, saliency_views
 
 
 def photographs(b: int = 3, h: int = 40, w: int = 33) -> torch.Tensor:
@@ -98,13 +99,14 @@ def test_dimming_goes_towards_black_and_noise_has_its_deviation() -> None:
 def test_swap_shows_the_salient_region_on_another_image() -> None:
     images = photographs()
     saliency = (soft_maps(images) > 0.5).double()
-    views = saliency_views(images, saliency, ViewOptions(degrade="swap"))
+    plain = ViewOptions(degrade="swap", respect_partner=False, feather=0)
+    views = saliency_views(images, saliency, plain)
     mine = saliency.bool().expand_as(images)
     assert torch.equal(views.degraded, images[[2, 0, 1]])
     assert torch.equal(views.kept[mine], images[mine])
     assert torch.equal(views.kept[~mine], images[[2, 0, 1]][~mine])
     others = images.flip(0)
-    assert torch.equal(saliency_views(images, saliency, ViewOptions(degrade="swap"), others=others).degraded, others)
+    assert torch.equal(saliency_views(images, saliency, plain, others=others).degraded, others)
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import timm
 import torch
-from huggingface_hub import constants as hub
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import LocalEntryNotFoundError
-from huggingface_hub.utils import get_session
-from pydantic import Field
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lookhere.errors import UsageError, nearest
-from lookhere.options import Options
 
 BatchNorm = Literal["per_view", "joint", "clean"]
 
@@ -37,15 +28,16 @@ class Features(NamedTuple):
     """``b d``: what the last linear layer sees."""
     feature_map: Tensor | None
     """``b c h w``: what the global pooling sees; none for a module read through a tap."""
+    pyramid: tuple[Tensor, ...] | None = None
+    """``b c_i h_i w_i`` from fine to coarse, as ``Backbone.levels`` tells; none unless asked for."""
 
 
-class BackboneOptions(Options):
-    """Which network, and from where it starts."""
+class Level(NamedTuple):
+    """One level of a backbone's pyramid."""
 
-    name: str = "resnet50"
-    """A timm model, with a weights tag if wanted: resnet50, resnet50.tv_in1k, swin_tiny_patch4_window7_224, …"""
-    weights: str = Field("pretrained", min_length=1)
-    """``pretrained`` (timm's, from its hub or local cache), ``random``, or the path of a .safetensors file."""
+    channels: int
+    reduction: int
+    """Side of the image over the side of this level."""
 
 
 class Backbone(nn.Module):
@@ -63,12 +55,44 @@ class Backbone(nn.Module):
         self.std: Sequence[float] = config.get("std", (0.229, 0.224, 0.225))
         self.channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
 
-    def forward(self, images: Tensor) -> Features:
-        """Return the features of ``b 3 h w`` images."""
-        inside = self.model.forward_features(images)
-        embedding = self.model.forward_head(inside, pre_logits=True)
-        logits = self.model.get_classifier()(embedding)
-        return Features(logits, embedding, inside.permute(0, 3, 1, 2) if self.channels_last else inside)
+    def forward(self, images: Tensor, *, pyramid: bool = False) -> Features:
+        """Return the features of ``b 3 h w`` images, with the levels of the pyramid if asked for.
+
+        Raises:
+            UsageError: a pyramid of a model that has none.
+        """
+        levels: tuple[Tensor, ...] | None = None
+        if pyramid:
+            self._require_pyramid()
+            inside, found = self.model.forward_intermediates(images)  # levels come as b c h w
+            levels = tuple(found)
+        else:
+            inside = self.model.forward_features(images)
+        # The feature map is what the head reads, not a copy beside it: logits have a gradient with respect to it.
+        feature_map = inside.permute(0, 3, 1, 2) if self.channels_last else inside
+        embedding = self.model.forward_head(
+            feature_map.permute(0, 2, 3, 1) if self.channels_last else feature_map, pre_logits=True
+        )
+        return Features(self.model.get_classifier()(embedding), embedding, feature_map, levels)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels of the pyramid, from fine to coarse.
+
+        Raises:
+            UsageError: the model has no pyramid.
+        """
+        self._require_pyramid()
+        return tuple(Level(info["num_chs"], info["reduction"]) for info in self.model.feature_info)
+
+    def _require_pyramid(self) -> None:
+        info = getattr(self.model, "feature_info", None)
+        reductions = [level["reduction"] for level in info] if info else []
+        if not hasattr(self.model, "forward_intermediates") or reductions != sorted(set(reductions)) or not reductions:
+            raise UsageError(
+                f"{type(self.model).__name__} has no pyramid of feature maps for a decoder of maps; take a backbone "
+                "such as resnet50, densenet121, tf_efficientnet_b7 or swin_tiny_patch4_window7_224"
+            )
 
     def class_activation_map(self, feature_map: Tensor) -> Tensor:
         """Return W . f for every class, ``b c h w`` -> ``b k h w``.
@@ -76,12 +100,17 @@ class Backbone(nn.Module):
         With average pooling its spatial mean plus the bias equals the logits, on every backbone of the paper.
 
         Raises:
-            UsageError: the classifier is not one linear layer.
+            UsageError: the classifier is not one linear layer, or there are others between it and the feature map.
         """
         classifier = self.model.get_classifier()
         if not isinstance(classifier, nn.Linear):
             raise UsageError(
                 f"class activation maps need one linear layer as classifier, got {type(classifier).__name__}"
+            )
+        if classifier.in_features != feature_map.shape[1]:
+            raise UsageError(
+                f"{type(self.model).__name__} has layers between its pooling and its classifier, so that class "
+                "activation maps are not defined; take a backbone such as resnet50"
             )
         return torch.einsum("kc,bchw->bkhw", classifier.weight, feature_map)
 
@@ -146,50 +175,7 @@ def wrap(model: nn.Module, tap: str | None = None) -> Backbone | Tapped:
     A compiled model is tapped too: timm's interface would go round the compiled forward pass.
     """
     compiled = hasattr(model, "_orig_mod")
-    return Backbone(model) if _has_interface(model) and tap is None and not compiled else Tapped(model, tap)
-
-
-def create_backbone(options: BackboneOptions, classes: int, size: int) -> Backbone:
-    """Return a timm classifier with a fresh head.
-
-    Args:
-        options: name and weights.
-        classes: number of classes.
-        size: side of the images in pixels; needed by networks that are built for one size.
-
-    Raises:
-        UsageError: unknown name, or weights that cannot be had. Random weights are used only where asked for.
-    """
-    file = resolve_weights(options)
-    arguments: dict[str, Any] = {"num_classes": classes}
-    config = timm.models.get_pretrained_cfg(options.name)
-    if config and config.fixed_input_size:
-        arguments["img_size"] = size
-    if file is None:
-        return _checked(timm.create_model(options.name, pretrained=False, **arguments), options.name)
-    overlay = {"file": str(file)}
-    try:
-        model = timm.create_model(options.name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
-        _check_complete(model, file)
-    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"backbone.weights: {file} does not fit {options.name}: {reason} …") from error
-    return _checked(model, options.name)
-
-
-def resolve_weights(options: BackboneOptions) -> Path | None:
-    """Return the file of a backbone's initial weights, fetched if need be, or None for random ones.
-
-    Raises:
-        UsageError: unknown name, or weights that cannot be had.
-    """
-    if not timm.is_model(options.name.split(".")[0]):
-        raise UsageError(
-            f"backbone.name: timm has no model '{options.name}'{nearest(options.name, timm.list_models())}"
-        )
-    if options.weights == "random":
-        return None
-    return _hub_file(options.name) if options.weights == "pretrained" else _weights_file(Path(options.weights))
+    return Backbone(model) if has_interface(model) and tap is None and not compiled else Tapped(model, tap)
 
 
 @contextmanager
@@ -226,64 +212,10 @@ def forward_views(backbone: nn.Module, views: Sequence[Tensor], batch_norm: Batc
         return [clean, *(backbone(view) for view in views[1:])]
 
 
-def _has_interface(model: nn.Module) -> bool:
+def has_interface(model: nn.Module) -> bool:
     """Does the model have timm's interface and one linear layer as classifier, which a few of timm's own lack?"""
     names = ("forward_features", "forward_head", "get_classifier")
     return all(hasattr(model, name) for name in names) and isinstance(model.get_classifier(), nn.Linear)  # type: ignore[operator]
-
-
-def _checked(model: nn.Module, name: str) -> Backbone:
-    if not _has_interface(model):
-        raise UsageError(
-            f"backbone.name: {name} does not classify by one linear layer on an embedding; take another model"
-        )
-    return Backbone(model)
-
-
-def _weights_file(path: Path) -> Path:
-    if not path.is_file():
-        raise UsageError(
-            f"backbone.weights: no file {path}; give 'pretrained', 'random' or the path of a .safetensors file"
-        )
-    if path.suffix != ".safetensors":
-        raise UsageError(
-            f"backbone.weights: {path} is not a .safetensors file, and pickled files are not loaded, since they can "
-            "run code; convert it: safetensors.torch.save_file(torch.load(path, weights_only=True), 'x.safetensors')"
-        )
-    return path
-
-
-def _check_complete(model: Any, file: Path) -> None:
-    """Raise KeyError if the file lacks weights: with another number of classes timm leaves such at random silently."""
-    with safe_open(file, "pt") as tensors:
-        there = set(tensors.keys())
-    head = model.default_cfg["classifier"]
-    wanted = {name for name, _ in model.named_parameters() if not name.startswith(head)}
-    if lacking := sorted(wanted - there):
-        raise KeyError(f"it lacks {len(lacking)} of {len(wanted)} weights, such as {lacking[0]}")
-
-
-def _hub_file(name: str) -> Path:
-    """Return timm's pretrained weights of a model, from the local cache or the hub; safetensors only."""
-    config = timm.models.get_pretrained_cfg(name)
-    if config is None or not config.hf_hub_id:
-        raise UsageError(f"backbone.weights: timm has no pretrained weights for {name}; use --weights random or a file")
-    repository, file = config.hf_hub_id, "model.safetensors"
-    try:
-        return Path(hf_hub_download(repository, file, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        get_session().head(
-            hub.ENDPOINT, timeout=10
-        )  # fails at once without a network, where a download would retry long
-        return Path(hf_hub_download(repository, file))
-    except Exception as error:
-        raise UsageError(
-            f"backbone.weights: the pretrained weights of {name} cannot be reached ({type(error).__name__}: {error}). "
-            f"On a machine with a network download {file} of {repository} from the Hugging Face hub, then pass "
-            f"--weights PATH/{file}; or ask for --weights random"
-        ) from error
 
 
 def _pool(out: Tensor) -> Tensor:

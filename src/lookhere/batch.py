@@ -23,6 +23,9 @@ class Batch:
     """``b`` float, the samples' weights in the loss; ones unless the manifest gives others."""
     index: Tensor
     """``b`` int64, row of the manifest."""
+    total_weight: Tensor | None = None
+    """Where several processes share a batch, the sum of the weights of all of it, a scalar; these samples are then this
+    process's share, and means over the batch are over all of it."""
 
     def __len__(self) -> int:
         return len(self.label)

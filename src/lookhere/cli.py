@@ -18,7 +18,7 @@ import typer.core
 from rich.console import Console
 from rich.table import Table
 
-from lookhere import __version__, cli_data
+from lookhere import __version__, cli_bench, cli_data, launch
 from lookhere.errors import DataError, LookhereError, UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -56,13 +56,21 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def demo(
     out: Out = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Trainings per method.")] = 3,
+    methods: Annotated[
+        str, typer.Option("--methods", metavar="NAMES", help="Methods with commas between them, or all.")
+    ] = "cross-entropy,sage",
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds", min=1, max=100, help="Trainings per method.  [default: 3; of more than four methods 1]"
+        ),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="The slower, larger version.")] = False,
 ) -> None:
-    """Make the synthetic iris set, train cross-entropy and SAGE on it, compare them and write a report."""
+    """Make the synthetic iris set, train methods on it, compare them and write a report."""
     from lookhere.bench.demo import run_demo
 
-    run_demo(out or Path("demo-full" if full else "demo"), seeds=seeds, full=full)
+    run_demo(out or Path("demo-full" if full else "demo"), methods=methods, seeds=seeds, full=full)
 
 
 @app.command(cls=_TrainCommand)
@@ -97,6 +105,8 @@ def train(
 
     folder = out or Path("runs") / f"{options.method.name}-{options.backbone.name}-seed{options.seed}"
     result = run.train(options, folder, resume=resume)
+    if not launch.is_first():
+        return
     _print_evaluation(result["evaluation"])
     print(
         f"\npositive class: {result['positive']} ({result['positive_reason']}); "
@@ -126,20 +136,78 @@ def predict(
 
 
 @app.command()
+def predict_maps(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run whose method learns maps.")],
+    data: Data = None,
+    out: Out = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also for images that have a map of their own.")] = False,
+    settings: Set = None,
+    device: Device = None,
+) -> None:
+    """Write a manifest in which every image has a saliency map, those without one as a run's network predicts it."""
+    from lookhere.bench.predict_maps import predict_maps as write
+    from lookhere.bench.run import FinishedRun
+
+    if data is None:
+        raise UsageError("--data: is required; give a manifest")
+    loaded = FinishedRun.load(run, device or "auto", predicts="map")
+    written = write(loaded, data, out or Path("maps"), settings or (), everything=everything)
+    side = loaded.config.data.size
+    then = "train --method sage" if written.labelled else f"predict {run}"
+    print(
+        f"predicted maps of {written.predicted} images; {written.kept} kept their own\nmanifest: {written.manifest}\n"
+        f"next: lookhere {then} --data {written.manifest}"
+        + (f" --set data.size={side}" if written.labelled and side != 224 else "")
+    )
+
+
+@app.command()
 def evaluate(
-    scores: Annotated[list[Path], typer.Argument(help="Files of predictions; several are joined into one test.")],
+    scores: Annotated[
+        list[Path],
+        typer.Argument(help="Files of predictions, joined into one test; with --reliance, folders of finished runs."),
+    ],
     val: Annotated[Path | None, typer.Option("--val", help="Predictions whose val rows set the threshold.")] = None,
     positive: Annotated[str | None, typer.Option("--positive", help="Positive class.  [default: the last one]")] = None,
     bootstrap: Annotated[int, typer.Option("--bootstrap", min=0, help="Resamples for the intervals.")] = 1000,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Of all that is drawn.  [default: 0]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    reliance: Annotated[
+        bool,
+        typer.Option(
+            "--reliance", help="AUROC of runs with the salient region alone, hidden, and on other backgrounds."
+        ),
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="CSV", help="Manifest for --reliance.  [default: that of the training]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="With --reliance: reliance.blur=0.1, data.root=…; repeatable."
+        ),
+    ] = None,
+    device: Device = None,
 ) -> None:
-    """Compute AUROC, error rates and their intervals from predictions, per split and per type."""
+    """Compute AUROC, error rates and intervals from predictions, or runs' reliance on the salient region."""
+    others = (
+        {"--val": val, "--positive": positive} if reliance else {"--data": data, "--set": settings, "--device": device}
+    )
+    if given := [name for name, value in others.items() if value]:
+        raise UsageError(f"{', '.join(given)}: {'has no meaning with' if reliance else 'is for'} --reliance")
+    if reliance:
+        _evaluate_reliance(scores, data, settings or [], device or "auto", bootstrap, seed, as_json)
+        return
     from lookhere.evaluation.evaluate import evaluate as compute
     from lookhere.evaluation.scores import read_scores
 
     table = read_scores(*scores)
     validation = None if val is None else read_scores(val)
-    result = compute(table, positive=positive or table.classes[-1], validation=validation, bootstrap=bootstrap)
+    named = positive or table.classes[-1]
+    result = compute(table, positive=named, validation=validation, bootstrap=bootstrap, seed=seed or 0)
     print(json.dumps(result, indent=1)) if as_json else _print_evaluation(result)
 
 
@@ -161,7 +229,7 @@ def check(
 
     options = load_config(config, settings or (), {"data.manifest": str(manifest)})
     try:
-        dataset, summary = inspect(options.data, options.saliency)
+        dataset, summary = inspect(options.data, options.saliency, protocol=options.protocol)
     except DataError as error:
         if as_json:
             print(json.dumps({"ready": False, "errors": error.problems}, indent=1))
@@ -181,7 +249,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold them.")],
     out: Out = None,
 ) -> None:
-    """Compare finished runs in one HTML page that needs no network, or in Markdown tables (--out NAME.md)."""
+    """Compare finished runs in one HTML page that needs no network; --out NAME.md, .tex or .csv gives tables."""
     from lookhere.bench.report import write_report
 
     print(f"report: {write_report(runs, out or Path('report.html'))}")
@@ -193,18 +261,30 @@ def methods(
 ) -> None:
     """List the training methods, or the options of one with their defaults and ranges."""
     from lookhere.errors import nearest
-    from lookhere.methods import METHODS
+    from lookhere.methods import COSTS, METHODS
 
     if name is not None and name not in METHODS:
         raise UsageError(f"there is no method '{name}'{nearest(name, METHODS)} (methods: {', '.join(METHODS)})")
+    costs = json.loads(COSTS.read_text(encoding="utf-8"))
     if name is not None:
-        print(_options_text(name), end="")
+        method, cost = METHODS[name], costs["costs"].get(name, {})
+        print(f"{name} ({method.paper}): guidance acts on {method.guides}; maps at test time: {method.maps_at_test}")
+        if cost:
+            print("cost relative to cross-entropy: " + ", ".join(f"{value:g} ({net})" for net, value in cost.items()))
+        print("\n" + _options_text(name), end="")
         return
-    table = Table("method", "paper", "guidance acts on", "passes per step", box=None)
+    table = Table("method", "paper", "guidance acts on", "maps at test", "cost", box=None, padding=(0, 2, 0, 0))
     for method in METHODS.values():
-        table.add_row(method.name, method.paper, method.guides, str(method.passes))
-    Console().print(table)
-    print("\n`lookhere methods NAME` shows a method's options with their defaults and ranges.")
+        found = next(iter(costs["costs"].get(method.name, {}).values()), None)
+        cost = "–" if found is None else f"{found:.2f}"
+        table.add_row(method.name, method.paper, method.guides, method.maps_at_test, cost)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    network = next(iter(costs["costs"].get("sage", {})), "")
+    how = f"{network}, {costs['size']} px, batch {costs['batch']}, {costs['machine']}"
+    print(
+        f"\ncost: of a training relative to cross-entropy, measured ({how})\n"
+        "`lookhere methods NAME` shows a method's options with their defaults and ranges."
+    )
 
 
 @data_app.command()
@@ -225,6 +305,7 @@ def iris(
 
 
 cli_data.register(app, data_app)
+cli_bench.register(app)
 
 
 def _options_text(method: str) -> str:
@@ -259,6 +340,51 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     print(f"score: {result['score']} of {result['positive']}, high = {result['positive']}; threshold: {shown}")
 
 
+def _evaluate_reliance(
+    runs: Sequence[Path],
+    data: Path | None,
+    settings: Sequence[str],
+    device: str,
+    bootstrap: int,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    from lookhere.bench.run import FinishedRun
+    from lookhere.evaluation.alterations import RelianceOptions
+    from lookhere.evaluation.reliance import summary
+    from lookhere.options import Options, build_options, put, read_settings
+
+    class Settings(Options):
+        reliance: RelianceOptions
+
+    content: dict[str, Any] = {"reliance": {}}
+    own = [setting for setting in settings if setting.startswith("reliance.")]
+    own += [] if seed is None else [f"reliance.seed={seed}"]
+    for name, value in read_settings(own, example="reliance.blur=0.1").items():
+        put(content, name, value)
+    options = build_options(Settings, content).reliance
+    places = [setting for setting in settings if not setting.startswith("reliance.")]
+    results = {}
+    for folder in runs:
+        run = FinishedRun.load(folder, device)
+        results[str(folder)] = run.measure_reliance(data, places, options, bootstrap=bootstrap)
+        if as_json:
+            continue
+        print(f"{folder}: {run.result['method']}, seed {run.result['seed']}")
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        for title, columns, rows, notes in summary(results[str(folder)]):
+            table = Table(*columns, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
+            print("".join(f"{note}\n" for note in notes))
+    if as_json:
+        print(json.dumps(results, indent=1))
+        return
+    print(f"written: {', '.join(str(folder / 'reliance.json') for folder in runs)}")
+    print(f"next: lookhere report {' '.join(map(str, runs))} --out report.html")
+
+
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
@@ -269,7 +395,8 @@ def _say_warning(text: str) -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    _say_warning(str(message))
+    if launch.is_first():
+        _say_warning(str(message))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -293,5 +420,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         code = int(stop.code or 0)
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        print("lookhere: stopped; a training continues with --resume", file=sys.stderr)
+        print("lookhere: stopped; a training continues with --resume, a study with the same command", file=sys.stderr)
     return code

@@ -18,6 +18,10 @@ class UsageError(LookhereError):
     exit_code = 2
 
 
+class InUse(UsageError):
+    """A run folder that another process is training in."""
+
+
 class DataError(LookhereError):
     """Problems of a manifest or of the files it names, all of them at once.
 

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lookhere import processes
+
 Divergence = Literal["js", "kl", "jeffreys"]
 Margin = Literal["sample", "batch"] | float
 TemperatureScale = Literal["tau**2", "2**tau"]
@@ -34,7 +36,7 @@ COSINE_EPS = 1e-4
 
 def kullback_leibler(log_p: LogProbabilities, log_q: LogProbabilities) -> PerSample:
     """Return KL(p || q) in nats, ``b k`` log-probabilities -> ``b``."""
-    log_p, log_q = _wide(log_p), _wide(log_q)
+    log_p, log_q = wide(log_p), wide(log_q)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -47,7 +49,7 @@ def jensen_shannon(log_p: LogProbabilities, log_q: LogProbabilities) -> PerSampl
     Returns:
         ``b``.
     """
-    log_p, log_q = _wide(log_p), _wide(log_q)
+    log_p, log_q = wide(log_p), wide(log_q)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     return 0.5 * (kullback_leibler(log_p, log_m) + kullback_leibler(log_q, log_m))
 
@@ -97,7 +99,7 @@ def saliency_logit_alignment(
 
     def pair(anchor: Tensor, other: Tensor) -> Tensor:
         anchor = anchor.detach() if detach_anchor else anchor
-        return diverge(*(F.log_softmax(_wide(y) / tau, dim=-1) for y in (anchor, other)))
+        return diverge(*(F.log_softmax(wide(y) / tau, dim=-1) for y in (anchor, other)))
 
     loss = scale * (lam * pair(clean, kept) + (1 - lam) * pair(degraded, removed))
     return loss.mean() if reduction == "mean" else loss
@@ -105,7 +107,7 @@ def saliency_logit_alignment(
 
 def cosine_distance(a: Embeddings, b: Embeddings) -> PerSample:
     """Return 1 - cosine similarity, within [0, 2] up to rounding, ``b d`` embeddings -> ``b``."""
-    return 1 - F.cosine_similarity(_wide(a), _wide(b), dim=-1, eps=COSINE_EPS)
+    return 1 - F.cosine_similarity(wide(a), wide(b), dim=-1, eps=COSINE_EPS)
 
 
 def triplet(anchor: Embeddings, positive: Embeddings, negative: Embeddings, margin: PerSample | float) -> PerSample:
@@ -120,15 +122,16 @@ def embedding_margin(
 
     Args:
         clean, degraded: ``b d`` embeddings.
-        margin: each sample's own distance, the batch's mean distance, or a fixed number.
+        margin: each sample's own distance, the batch's mean distance, or a fixed number. Where processes share a batch,
+            the mean is over all of it.
         detach: treat the margin as a constant. With a gradient the loss can reach zero by shrinking the margin, that
             is by ignoring the degradation.
     """
     if isinstance(margin, int | float):
-        return clean.new_full((len(clean),), float(margin), dtype=_wide(clean).dtype)
+        return clean.new_full((len(clean),), float(margin), dtype=wide(clean).dtype)
     distance = cosine_distance(clean, degraded)
     distance = distance.detach() if detach else distance
-    return distance if margin == "sample" else distance.mean().expand_as(distance)
+    return distance if margin == "sample" else processes.mean(distance).expand_as(distance)
 
 
 def saliency_contrastive_embedding(
@@ -169,6 +172,6 @@ def sage_loss(
     return alpha * cross_entropy + (1 - alpha) * (logit_alignment + contrastive_embedding)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """Return half-precision tensors as float32: distances between near-identical views need the digits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lookhere.launch import is_first
+
 console = Console(stderr=True)
 
 
@@ -22,6 +24,8 @@ def clock(seconds: float) -> str:
 class Track:
     """Follows ``total`` steps of one task; use as a context manager and call ``advance``.
 
+    Where several processes share the task, the first alone shows it.
+
     Args:
         title: what is being done, in a few words.
         total: number of steps.
@@ -34,10 +38,11 @@ class Track:
         self.note = ""
         self.started = self.last = time.monotonic()
         self.live: Progress | None = None
+        self.silent = not is_first()
 
     def __enter__(self) -> Track:
         self.started = self.last = time.monotonic()
-        if console.is_terminal:
+        if console.is_terminal and not self.silent:
             self.live = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -61,7 +66,7 @@ class Track:
             self.live.update(self.live.task_ids[0], completed=self.done, note=self.note)
             return
         now = time.monotonic()
-        if now - self.last >= self.every and self.done < self.total:
+        if now - self.last >= self.every and self.done < self.total and not self.silent:
             self.last = now
             left = (now - self.started) / max(self.done, 1) * (self.total - self.done)
             line = f"{self.title}: {self.done}/{self.total}, {clock(left)} left"

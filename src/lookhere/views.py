@@ -8,26 +8,23 @@ degrades the rest, one that is degraded everywhere, and one in which only the sa
     removed   x~' = (1 - s) * x + s * G(x)
 
 ``G`` is a Gaussian blur in the paper; dimming and noise are named there for other architectures; ``swap`` puts another
-image of the batch in the blur's place.
+image of the batch in the blur's place, so that the kept view is the salient region on a stranger's background, and the
+removed one the stranger's content on one's own background (``swap.py``).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from lookhere.blur import Images, Maps, effective_sigma, gaussian_blur, varying_blur
 from lookhere.options import Options
-
-Images = Float[Tensor, "b c h w"]
-Maps = Float[Tensor, "b 1 h w"]
+from lookhere.swap import SwapFrom, swap_region
 
 
 class Views(NamedTuple):
@@ -60,6 +57,12 @@ class ViewOptions(Options):
     """With ``degrade = "dim"``: the share of brightness taken away."""
     noise: float = Field(1.0, gt=0, le=10)
     """With ``degrade = "noise"``: standard deviation of the added noise, in units of the normalised image."""
+    swap_from: SwapFrom = "any"
+    """With ``degrade = "swap"``: of which class the other image of the batch is."""
+    respect_partner: bool = True
+    """With ``degrade = "swap"``: keep what is salient in the other image out of the kept view."""
+    feather: float = Field(2.0, ge=0, le=50)
+    """With ``degrade = "swap"``: standard deviation in pixels of the soft edge between region and background."""
 
     @model_validator(mode="after")
     def _check(self) -> ViewOptions:
@@ -80,59 +83,6 @@ class ViewOptions(Options):
             )
 
 
-def gaussian_kernel(size: int, sigma: float) -> Tensor:
-    """Return the ``size`` weights of a Gaussian with standard deviation ``sigma`` (pixels), float64, summing to 1."""
-    offset = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    return torch.softmax(-0.5 * (offset / sigma) ** 2, dim=0)
-
-
-@cache
-def effective_sigma(size: int, sigma: float) -> float:
-    """Return the standard deviation in pixels of the Gaussian that is left after truncation to ``size`` taps."""
-    offset = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    return math.sqrt(float((gaussian_kernel(size, sigma) * offset**2).sum()))
-
-
-def gaussian_blur(images: Images, kernel: int = 7, sigma: float = 10.0, padding: str = "reflect") -> Images:
-    """Blur ``b c h w`` images with a ``kernel x kernel`` Gaussian, as two passes of one dimension.
-
-    Raises:
-        ValueError: the kernel reaches further than the image is large.
-    """
-    channels, reach = images.shape[1], kernel // 2
-    _check_reach(images, reach)
-    weights = gaussian_kernel(kernel, sigma).to(images).expand(channels, 1, kernel)
-    padded = F.pad(images, (reach, reach, reach, reach), mode=padding)
-    with torch.autocast(images.device.type, enabled=False):  # an image keeps its precision in mixed-precision training
-        rows = F.conv2d(padded, weights[..., None], groups=channels)
-        return F.conv2d(rows, weights[:, :, None], groups=channels)
-
-
-def varying_blur(images: Images, sigma: Maps, kernel: int = 7, padding: str = "reflect") -> Images:
-    """Blur ``b c h w`` images with a Gaussian whose standard deviation ``sigma`` (``b 1 h w``, pixels) varies by pixel.
-
-    A varying Gaussian is not separable, so this costs ``kernel**2`` passes over the image: meant for small kernels.
-
-    Raises:
-        ValueError: the kernel reaches further than the image is large.
-    """
-    reach = kernel // 2
-    _check_reach(images, reach)
-    h, w = images.shape[-2:]
-    padded = F.pad(images, (reach, reach, reach, reach), mode=padding)
-    sigma = (
-        sigma.float() if sigma.element_size() < 4 else sigma
-    )  # the weights of a small sigma overflow in half precision
-    falloff = -0.5 / sigma.clamp_min(1e-3) ** 2
-    total, weights = torch.zeros_like(images, dtype=sigma.dtype), torch.zeros_like(sigma)
-    for dy in range(kernel):
-        for dx in range(kernel):
-            weight = torch.exp(falloff * ((dy - reach) ** 2 + (dx - reach) ** 2))
-            total = total + weight * padded[..., dy : dy + h, dx : dx + w]
-            weights = weights + weight
-    return (total / weights).to(images)
-
-
 def saliency_views(
     images: Images,
     saliency: Maps,
@@ -140,6 +90,7 @@ def saliency_views(
     *,
     black: Tensor | float = 0.0,
     others: Images | None = None,
+    others_saliency: Maps | None = None,
 ) -> Views:
     """Return the four views of SAGE, section 3.1.
 
@@ -150,6 +101,7 @@ def saliency_views(
         black: with ``degrade = "dim"``, the value of black in the images' normalisation: a number or ``1 c 1 1``.
         others: with ``degrade = "swap"``, the images (``b c h w``) that take the blur's place; by default each image's
             neighbour in the batch, which in a shuffled batch is a random other one.
+        others_saliency: with ``others``, their maps (``b 1 h w``), zeros where there is none.
 
     Raises:
         ValueError: shapes that do not fit, or a kernel larger than the image.
@@ -172,15 +124,10 @@ def saliency_views(
     elif options.degrade == "noise":
         degraded = images + options.noise * torch.randn_like(images)
     else:
-        if others is None and len(images) == 1:
-            raise ValueError('degrade = "swap" needs another image: a batch of two or more, or others=…')
-        degraded = images.roll(1, dims=0) if others is None else others
+        if others is None:
+            if len(images) == 1:
+                raise ValueError('degrade = "swap" needs another image: a batch of two or more, or others=…')
+            others, others_saliency = images.roll(1, dims=0), saliency.roll(1, dims=0)
+        degraded = others
+        saliency = swap_region(saliency, others_saliency if options.respect_partner else None, options.feather)
     return Views(images, torch.lerp(degraded, images, saliency), degraded, torch.lerp(images, degraded, saliency))
-
-
-def _check_reach(images: Tensor, reach: int) -> None:
-    if reach >= min(images.shape[-2:]):
-        h, w = images.shape[-2:]
-        raise ValueError(
-            f"a blur with kernel {2 * reach + 1} does not fit an image of {h} x {w} pixels; take a smaller one"
-        )

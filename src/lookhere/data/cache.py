@@ -34,6 +34,8 @@ from lookhere.progress import Track
 VERSION = 2  # of decoding: raise it when the same file gives other pixels
 ASPECT_TOLERANCE = 0.02
 CHUNK = 256  # files in flight: bounds the memory
+UNIFORM = -2
+"""Index of a map that is 0.5 everywhere and stands for another; -1 is no map."""
 
 T = TypeVar("T")
 
@@ -48,20 +50,27 @@ class Dataset:
     maps: np.ndarray
     """``m s s`` uint8, memory-mapped; 255 = salient."""
     map_index: np.ndarray
-    """``n`` int64, row of ``maps``; -1 = no map."""
+    """``n`` int64, row of ``maps``; -1 = no map, ``UNIFORM`` = 0.5 everywhere."""
     constant: np.ndarray
     """``m`` bool: does the map have one value throughout? Such a map tells nothing apart and guides nothing."""
     sha256: str
     """Of pixels, maps and all columns: the identity of the data."""
+    flipped: bool = False
+    """Are the maps reversed when they are read, so that 0 = salient?"""
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def guided(self) -> np.ndarray:
-        """``n`` bool: which rows have a map that marks some of the image and not the rest."""
-        guiding = np.append(~self.constant, False)  # the last entry stands for no map, whose index is -1
+        """``n`` bool: which rows have a map that marks some of the image and not the rest, or ``UNIFORM``."""
+        guiding = np.append(~self.constant, [True, False])  # UNIFORM and no map, whose indices are -2 and -1
         return np.asarray(guiding[self.map_index])
+
+    def rows(self, split: str, *, guided: bool = False) -> np.ndarray:
+        """Return the row numbers (int64) of a split, or of those among them whose map guides."""
+        rows = self.manifest.rows(split)
+        return rows[self.guided[rows]] if guided else rows
 
 
 class _Decoded(NamedTuple):

@@ -12,6 +12,7 @@ from lookhere.data.findings import Finding, counted
 from lookhere.data.leakage import repeated_images
 from lookhere.data.manifest import Count, DataOptions, Manifest, SaliencyOptions, survey_manifest
 from lookhere.data.mapcheck import map_findings, map_statistics, size_findings
+from lookhere.data.protocol import ProtocolOptions, apply_protocol
 from lookhere.data.table import read_table
 from lookhere.errors import DataError
 
@@ -155,16 +156,31 @@ def check(
     return summary
 
 
-def inspect(data: DataOptions, saliency: SaliencyOptions, *, training: bool | None = None) -> tuple[Dataset, Summary]:
+def inspect(
+    data: DataOptions,
+    saliency: SaliencyOptions,
+    *,
+    training: bool | None = None,
+    protocol: ProtocolOptions | None = None,
+) -> tuple[Dataset, Summary]:
     """Decode every image and map of a manifest, and return them with a summary of all that was found.
 
+    Args:
+        data: where the images are.
+        saliency: where the maps are.
+        training: ask for what training needs; by default if there are train rows.
+        protocol: assigns the splits; by default they are the manifest's.
+
     Raises:
-        DataError: all problems of the manifest and all of its files that cannot be decoded.
+        DataError: all problems of the manifest and all of its files that cannot be decoded, or what the protocol
+            cannot divide.
     """
+    protocol = protocol or ProtocolOptions()
     training = _has_train_rows(data) if training is None else training
-    manifest, problems = survey_manifest(data, saliency, training=training)
+    manifest, problems = survey_manifest(data, saliency, training=training, need_val=not protocol.makes_val)
     if problems:
         raise DataError([*problems, *decode_problems(data, saliency, manifest)])
+    manifest = apply_protocol(manifest, protocol)
     dataset = load_dataset(data, saliency, manifest)
     maps = map_statistics(dataset.maps)
     found = [

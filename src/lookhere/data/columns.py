@@ -6,10 +6,11 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from lookhere.data.table import SPLIT_NAMES, Table, counted, is_split
+from lookhere.data.table import SPLIT_NAMES, UNUSED, Table, counted, is_split
 from lookhere.errors import nearest
 
 # fmt: off
@@ -143,14 +144,21 @@ def check_repeats(images: list[str], labels: list[str], split: np.ndarray, table
 
 def check_groups(groups: list[str], split: np.ndarray, table: Table) -> None:
     """Warn of groups (subjects, patients) that are both in train and in another split."""
+    table.warnings.extend(shared_groups(table.path, groups, split))
+
+
+def shared_groups(path: Path, groups: list[str], split: np.ndarray) -> list[str]:
+    """Return a sentence for each split that shares groups (subjects, patients) with train."""
     members: dict[str, set[str]] = defaultdict(set)
     for name, where in zip(groups, split.tolist(), strict=True):
         members[where].add(name)
-    for where in sorted(members.keys() - {"train"}):
+    found = []
+    for where in sorted(members.keys() - {"train", UNUSED}):
         shared = sorted((members[where] & members["train"]) - {""})
         if shared:
             what = f"in both train and {where}: {counted(len(shared), 'group')}, such as '{shared[0]}'"
-            table.warnings.append(f"{table.path}, column group: {what}")
+            found.append(f"{path}, column group: {what}")
+    return found
 
 
 def read_weights(values: list[str], table: Table) -> np.ndarray:

@@ -17,6 +17,7 @@ from PIL import Image
 from lookhere.data.cache import Dataset
 from lookhere.data.findings import Example, Finding, counted, in_blocks
 from lookhere.data.manifest import Manifest
+from lookhere.data.table import UNUSED
 
 SIDE = 16
 RADIUS = 11
@@ -164,11 +165,11 @@ def _repeats(manifest: Manifest, prints: Prints) -> list[Finding]:
 
 def _near_duplicates(dataset: Dataset, prints: Prints) -> list[Finding]:
     manifest = dataset.manifest
-    rank = np.where(manifest.split == "train", 0, np.where(manifest.split == "val", 1, 2))
+    rank = np.select([manifest.split == "train", manifest.split == "val", manifest.split == UNUSED], [0, 1, 3], 2)
     label = manifest.label
 
     def leaks(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return rank[a] != rank[b]
+        return (rank[a] != rank[b]) & (rank[a] < 3) & (rank[b] < 3)
 
     def clashes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return (rank[a] == rank[b]) & (label[a] != label[b])
@@ -232,7 +233,7 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 
 def _leaks(manifest: Manifest, row: int, other: int) -> bool:
     splits = {str(manifest.split[row]), str(manifest.split[other])}
-    return len(splits) > 1 and not all(split.startswith("test") for split in splits)
+    return len(splits) > 1 and UNUSED not in splits and not all(split.startswith("test") for split in splits)
 
 
 def _label(manifest: Manifest, row: int) -> str:

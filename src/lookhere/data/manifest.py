@@ -26,9 +26,12 @@ from lookhere.data.columns import (
     read_weights,
 )
 from lookhere.data.files import Files, clean, maps_by_name
-from lookhere.data.table import REQUIRED, Table, read_table
+from lookhere.data.table import REQUIRED, UNUSED, Table, read_table
 from lookhere.errors import DataError
 from lookhere.options import Options
+
+Missing = Literal["skip", "uniform", "borrow", "error"]
+Reshape = Literal["none", "dilate", "erode", "box"]
 
 
 class DataOptions(Options):
@@ -60,8 +63,9 @@ class DataOptions(Options):
 class SaliencyOptions(Options):
     """Where the saliency maps are and how they are read."""
 
-    missing: Literal["skip", "error"] = "skip"
-    """Training images without a map: guidance terms skip them, or they are an error."""
+    missing: Missing = "skip"
+    """Training images without a map: guidance terms skip them, a uniform map (0.5 everywhere) stands in, or the map of
+    another training image, drawn anew in each epoch (borrow); or they are an error."""
     folder: Path | None = None
     """Folder in which maps are found by the name of the image, for manifests without a saliency column."""
     suffix: str = ""
@@ -70,6 +74,16 @@ class SaliencyOptions(Options):
     """Stretch each map to [0, 1], or leave its values as they are."""
     colour_map: Literal["refuse", "invert"] = "refuse"
     """Maps in the colours of viridis or another monotone colour map: refuse them, or read their values back."""
+    source: Literal["given", "flipped", "shuffled", "uniform", "centre"] = "given"
+    """Maps that training uses: those given, or a control: reversed (1 - s), another training image's throughout, 0.5
+    everywhere, or a Gaussian in the middle. Evaluation uses those given."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training rows with a map whose map is used, drawn by the seed in proportion to classes and types; a
+    smaller share lies within a larger one."""
+    reshape: Reshape = "none"
+    """Maps for training grown (dilate), shrunk (erode), or replaced by the box around all above half of the maximum."""
+    radius: int = Field(8, ge=1, le=512)
+    """Pixels of data.size by which dilate and erode move the border of a map."""
 
 
 class Count(NamedTuple):
@@ -99,7 +113,7 @@ class Manifest:
     label: np.ndarray
     """int64 index into ``classes``, -1 = unknown."""
     split: np.ndarray
-    """str: train, val or a name that starts with test."""
+    """str: train, val, a name that starts with test, or unused where a protocol leaves a row out."""
     saliency: list[str]
     """Map file, relative to the root; "" = none."""
     type: list[str]
@@ -135,12 +149,12 @@ class Manifest:
         return f"{self.path}, row {self.line[row]}, column {column}"
 
     def counts(self) -> list[Count]:
-        """Return images and maps for each split, class and type: train, val, then the test splits."""
+        """Return images and maps for each split, class and type: train, val, the test splits, then what is unused."""
         names = [*self.classes, ""]  # label -1 is ""
         cells = list(zip(self.split.tolist(), (names[i] for i in self.label), self.type, strict=True))
         images = Counter(cells)
         maps = Counter(cell for cell, file in zip(cells, self.saliency, strict=True) if file)
-        order = {"train": 0, "val": 1}
+        order = {"train": 0, "val": 1, UNUSED: 3}
         return [
             Count(*cell, images[cell], maps[cell])
             for cell in sorted(images, key=lambda cell: (order.get(cell[0], 2), cell))

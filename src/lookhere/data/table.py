@@ -16,6 +16,8 @@ OPTIONAL = ("saliency", "type", "group", "weight")
 RICH = f"{','.join(REQUIRED)}[,{','.join(OPTIONAL)}]"
 LISTS = (["split", "label", "path"], ["split", "label", "image"])
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val"}
+UNUSED = "unused"
+"""The split of rows that a protocol leaves out; a file cannot say it."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from lookhere.losses import (
     saliency_logit_alignment,
 )
 from lookhere.methods.base import Method, MethodOptions, batch_mean, cross_entropy
+from lookhere.swap import draw_partners
 from lookhere.views import ViewOptions, saliency_views
 
 
@@ -64,7 +65,10 @@ class SageOptions(MethodOptions):
 
 
 class Sage(Method):
-    """SAGE under the contract of a method. Samples without a map add cross-entropy only, and no forward pass."""
+    """SAGE under the contract of a method. Samples without a map add cross-entropy only, and no forward pass.
+
+    So do samples that find no other image of the wanted class in their batch, where views are made by swapping.
+    """
 
     name = "sage"
     paper = "Crum & Czajka, 2025"
@@ -85,20 +89,26 @@ class Sage(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``total``, the terms of equation 8, and the triplets' mean margin and active share."""
-        o, image, saliency, others = self.options, batch.image, batch.saliency, batch.image.roll(1, dims=0)
-        guided = batch.has_saliency.nonzero().squeeze(1)
-        if len(guided) < len(batch):
-            image, saliency, others = image[guided], saliency[guided], others[guided]
-        if len(guided) == 0:
-            ce = batch_mean(cross_entropy(self.backbone(batch.image).logits, batch.label), batch.weight)
-            zero = ce.new_zeros(())
-            return self._parts(ce, zero, zero, zero, zero)
-        views = saliency_views(image, saliency, o.views, black=self.black, others=others)
-        features = forward_views(self.backbone, [batch.image, *views[1:]], o.batch_norm)
-        logits = [features[0].logits[guided], *(f.logits for f in features[1:])]
-        embeddings = [features[0].embedding[guided], *(f.embedding for f in features[1:])]
+        o, swaps = self.options, self.options.views.degrade == "swap"
+        has_views = batch.has_saliency
+        if swaps:
+            partner = draw_partners(batch.label, o.views.swap_from)
+            has_views = has_views & (partner >= 0)
+        guided = has_views.nonzero().squeeze(1)
+        if len(guided):
+            image, saliency = batch.image, batch.saliency
+            others = {"others": image[partner[guided]], "others_saliency": saliency[partner[guided]]} if swaps else {}
+            if len(guided) < len(batch):
+                image, saliency = image[guided], saliency[guided]
+            views = saliency_views(image, saliency, o.views, black=self.black, **others)
+            clean, *features = forward_views(self.backbone, [batch.image, *views[1:]], o.batch_norm)
+            logits = [clean.logits[guided], *(f.logits for f in features)]
+            embeddings = [clean.embedding[guided], *(f.embedding for f in features)]
+        else:  # the terms are sums over none
+            clean = self.backbone(batch.image)
+            logits, embeddings = [clean.logits[guided]] * 4, [clean.embedding[guided]] * 4
 
-        ce = cross_entropy(features[0].logits, batch.label)
+        ce = cross_entropy(clean.logits, batch.label)
         if o.cross_entropy_on == "clean+salient_kept":
             both = (ce[guided] + cross_entropy(logits[1], batch.label[guided])) / 2
             ce = ce.index_copy(0, guided, both)
@@ -119,19 +129,16 @@ class Sage(Method):
             detach_anchor=o.detach_anchor,
             reduction="none",
         )
-        margin = embedding_margin(embeddings[0], embeddings[2], margin=o.margin).mean()
-        active = (sce.detach() > 0).float().mean()
-        sla, sce = (batch_mean(term, batch.weight, guided) for term in (sla, sce))
-        return self._parts(batch_mean(ce, batch.weight), sla, sce, margin, active)
-
-    def _parts(self, ce: Tensor, sla: Tensor, sce: Tensor, margin: Tensor, active: Tensor) -> dict[str, Tensor]:
+        margin = embedding_margin(embeddings[0], embeddings[2], margin="sample" if o.margin == "batch" else o.margin)
+        active = (sce.detach() > 0).float()
+        ce, sla, sce = batch_mean(ce, batch), batch_mean(sla, batch, guided), batch_mean(sce, batch, guided)
         return {
-            "total": sage_loss(ce, sla, sce, self.options.alpha),
+            "total": sage_loss(ce, sla, sce, o.alpha),
             "cross_entropy": ce,
             "logit_alignment": sla,
             "contrastive_embedding": sce,
-            "margin": margin,
-            "active_triplets": active,
+            "margin": margin.sum() / max(len(guided), 1),
+            "active_triplets": active.sum() / max(len(guided), 1),
         }
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -18,12 +19,13 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from lookhere import options
-from lookhere.backbone import BackboneOptions
 from lookhere.data.manifest import DataOptions, SaliencyOptions
+from lookhere.data.protocol import ProtocolOptions
 from lookhere.errors import UsageError, nearest
 from lookhere.methods import METHODS, MethodOptions
 from lookhere.options import Option, Options, put, read_settings
 from lookhere.views import ViewOptions
+from lookhere.weights import BackboneOptions
 
 if TYPE_CHECKING:
     AnyMethod = MethodOptions
@@ -38,7 +40,7 @@ class TrainingOptions(Options):
     epochs: int = Field(50, ge=1, le=100_000)
     """Passes over the training rows."""
     batch_size: int = Field(20, ge=1, le=65_536)
-    """Images per step."""
+    """Images per step, of all processes together where several share the training."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """Stochastic gradient descent with momentum, Adam, or AdamW."""
     learning_rate: float = Field(0.005, gt=0, le=10)
@@ -58,7 +60,7 @@ class TrainingOptions(Options):
     device: str = "auto"
     """``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     threads: int = Field(0, ge=0, le=1024)
-    """CPU threads; 0 leaves it to PyTorch."""
+    """CPU threads of each process; 0 leaves it to PyTorch."""
 
 
 PLACES = (
@@ -77,6 +79,8 @@ class Config(Options):
     """Images, labels and splits."""
     saliency: SaliencyOptions = SaliencyOptions()
     """Maps of where people look."""
+    protocol: ProtocolOptions = ProtocolOptions()
+    """Which rows train, select and test."""
     backbone: BackboneOptions = BackboneOptions()
     """The network."""
     method: AnyMethod = Field(default_factory=lambda: METHODS["sage"].Options(name="sage"))
@@ -86,12 +90,14 @@ class Config(Options):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        views = getattr(self.method, "views", None)
+        then = getattr(self.method, "then", "")  # a method whose last stage is another one, whose options it holds
+        name, method = (f"method.{then}", getattr(self.method, then, None)) if then else ("method", self.method)
+        views = getattr(method, "views", None)
         if isinstance(views, ViewOptions):
             if views.degrade == "blur" and views.kernel // 2 >= self.data.size:
-                raise ValueError(f"method.views.kernel: {views.kernel} does not fit images of {self.data.size} pixels")
+                raise ValueError(f"{name}.views.kernel: {views.kernel} does not fit images of {self.data.size} pixels")
             if views.degrade == "swap" and self.training.batch_size < 2:
-                raise ValueError('training.batch_size: method.views.degrade = "swap" needs another image in the batch')
+                raise ValueError(f'training.batch_size: {name}.views.degrade = "swap" needs another image in the batch')
         return self
 
     def to_toml(self) -> str:
@@ -109,7 +115,8 @@ class Config(Options):
         for name in PLACES if seed else (*PLACES, "seed"):
             content.pop(name, None)
         if self.backbone.weights not in ("pretrained", "random"):
-            content["backbone.weights"] = hashlib.sha256(Path(self.backbone.weights).read_bytes()).hexdigest()
+            file = Path(self.backbone.weights)
+            content["backbone.weights"] = _file_sha256(file, file.stat().st_mtime_ns)
         return hashlib.sha256(json.dumps([content, data_sha256], sort_keys=True).encode()).hexdigest()
 
 
@@ -145,6 +152,11 @@ def configure(
         method.setdefault("name", "sage")
     for name, value in given.items():
         put(content, name, value)
+    kind = METHODS.get(str(method.get("name"))) if isinstance(method, dict) else None
+    if kind and kind.network:  # another backbone has to be asked for, and the method refuses it
+        backbone = content.setdefault("backbone", {})
+        if isinstance(backbone, dict):
+            backbone.setdefault("name", kind.network)
     try:
         return Config.model_validate(content)
     except ValidationError as error:
@@ -164,6 +176,12 @@ def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in section.items():
         leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return leaves
+
+
+@cache  # a study asks for each of its trainings
+def _file_sha256(file: Path, changed: int) -> str:
+    """Return the SHA-256 of a file that was last changed then."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _explain(problem: ErrorDetails, known: Mapping[str, Option]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from lookhere.backbone import Backbone
+from lookhere import launch, processes
+from lookhere.backbone import frozen_statistics
 from lookhere.batch import Batch
-from lookhere.data.batches import Batches
 from lookhere.data.cache import Dataset
-from lookhere.errors import TrainingError, UsageError
+from lookhere.errors import TrainingError
 from lookhere.methods import Method
 from lookhere.progress import Track
 from lookhere.training.checkpoint import (
@@ -33,35 +33,45 @@ from lookhere.training.checkpoint import (
     load_optimizer,
     save_checkpoint,
     selected_checkpoint,
+    write_tensors,
 )
 from lookhere.training.config import Config, TrainingOptions
+from lookhere.training.devices import start_accelerator
 from lookhere.training.folder import RunFolder
+from lookhere.training.prediction import make_batches, map_error, predict
 
 
-def fit(method: Method, dataset: Dataset, config: Config, folder: RunFolder) -> Position:
+def fit(method: Method, dataset: Dataset, taught: Dataset, config: Config, folder: RunFolder) -> Position:
     """Train a method through all of its stages and leave it with the selected weights.
 
+    Labels are validated on the maps of ``dataset``, as at test time; all else uses those of ``taught``, the same data
+    with the maps to train with (``control_maps``).
+
     A folder that holds checkpoints is continued from its last whole epoch, with the result of an uninterrupted run.
+    Of several processes that share the training, the first alone writes to it; the others read checkpoints there.
 
     Raises:
         TrainingError: a loss that is not finite, no disk space. The last checkpoint is kept.
         UsageError: no such device.
     """
-    found = latest_checkpoint(folder.checkpoints)
+    found = processes.told(latest_checkpoint(folder.checkpoints) if launch.is_first() else None)
     position = found[0] if found else Position()
     stages = method.stages()
-    options = [config.training.model_copy(update=stage.overrides) for stage in stages]
     accelerator = start_accelerator(config.training)
-    steps = sum(
-        o.epochs * len(make_batches(dataset, "train", method, o, accelerator.device, config.seed)) for o in options
-    )
+    trainer = partial(_Stage, method, dataset, taught, config, accelerator, folder)
+    steps = sum(one.options.epochs * len(one.training) for one in map(trainer, range(len(stages))))
     with Track(f"{method.name}, seed {config.seed}", steps) as track:
         for index in range(position.stage, len(stages)):
             if index > position.stage:
                 position = Position(stage=index, seconds=position.seconds)
-            trainer = _Stage(method, dataset, config.seed, index, options[index], accelerator, folder, track)
-            position = trainer.train(position, found[1] if found and found[0].stage == index else None)
+            resume_from = found[1] if found and found[0].stage == index else None
+            position = trainer(index).train(position, resume_from, track)
+            if processes.count() > 1:
+                accelerator.free_memory()  # with the hooks on the parameters: the next stage has its own
+                processes.wait()  # for the last checkpoint
             load_model(selected_checkpoint(folder.checkpoints, position), method)
+            if index < len(stages) - 1 and launch.is_first():  # a later stage changes the weights this one ends with
+                write_tensors(folder.stage_weights(stages[index].name), method.state_dict())
     return position
 
 
@@ -72,50 +82,78 @@ class _Stage:
         self,
         method: Method,
         dataset: Dataset,
-        seed: int,
-        stage: int,
-        options: TrainingOptions,
+        taught: Dataset,
+        config: Config,
         accelerator: Accelerator,
         folder: RunFolder,
-        track: Track,
+        index: int,
     ) -> None:
-        self.dataset, self.seed, self.stage, self.options = dataset, seed, stage, options
-        self.name = method.stages()[stage].name
-        self.accelerator, self.folder, self.track = accelerator, folder, track
+        self.dataset, self.seed, self.index, self.stage = dataset, config.seed, index, method.stages()[index]
+        self.options = config.training.model_copy(update=self.stage.overrides)
+        self.accelerator, self.folder = accelerator, folder
         self.method = method.to(accelerator.device).to(memory_format=torch.channels_last)
-        self.wrapped, self.optimizer = accelerator.prepare(self.method, make_optimizer(self.method, options))
-        self.training = make_batches(dataset, "train", method, options, accelerator.device, seed=seed)
-        self.validation = make_batches(dataset, "val", method, options, accelerator.device)
+        batches = partial(make_batches, method=method, options=self.options, device=accelerator.device)
+        if self.stage.predicts == "map":  # those who have a map of their own, whatever stands in for others elsewhere
+            mapped = {split: taught.rows(split, guided=True) for split in ("train", "val")}
+            self.training = batches(taught, mapped["train"], seed=self.seed)
+            self.validation = batches(taught, mapped["val"])
+        else:
+            self.training = batches(taught, taught.rows("train"), seed=self.seed, missing=config.saliency.missing)
+            self.validation = batches(dataset, dataset.rows("val"))
 
-    def train(self, position: Position, resume_from: Path | None) -> Position:
+    def train(self, position: Position, resume_from: Path | None, track: Track) -> Position:
         """Train from a position to the stage's last epoch and return the position reached."""
+        self.method.begin(self.stage)
+        if self.stage.predicts == "map" and not len(self.validation):
+            warnings.warn(
+                f"split val has no map to select an epoch of stage {self.stage.name} by: its last one is kept",
+                stacklevel=2,
+            )
+        if processes.count() > 1:
+            self.accelerator.ddp_handler.find_unused_parameters = self._leaves_parameters_out()
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.method, make_optimizer(self.method, self.options))
+        if processes.count() > 1:
+            self.wrapped.broadcast_buffers = False  # ``_epoch`` does it, once
         if resume_from is not None:
             load_model(resume_from, self.method)
             load_optimizer(resume_from, self.optimizer)
-        lines = [line for line in self.folder.read_metrics() if self._is_before(line, position)]
-        self.folder.rewrite_metrics(lines)
-        self.track.advance(len(self.training) * position.epoch, note="resumed" if position.epoch else "")
+        if launch.is_first():
+            lines = [line for line in self.folder.read_metrics() if self._is_before(line, position)]
+            self.folder.rewrite_metrics(lines)
+        track.advance(len(self.training) * position.epoch, note="resumed" if position.epoch else "")
         for epoch in range(position.epoch + 1, self.options.epochs + 1):
             started = time.monotonic()
             rate = self.options.learning_rate * self.options.decay ** ((epoch - 1) // self.options.decay_every)
-            train, val = self._epoch(epoch, rate), self._validate(epoch)
+            train, val = self._epoch(epoch, rate, track), self._validate(epoch)
             seconds = time.monotonic() - started
             position = self._select(replace(position, epoch=epoch, seconds=position.seconds + seconds), val)
-            done = {"stage": self.name, "epoch": epoch, "learning_rate": rate, "seconds": seconds}
-            # Before the checkpoint: a resumed run drops the lines that are ahead of it.
-            self.folder.append_metrics({**done, "train": train, "val": val})
-            save_checkpoint(self.folder.checkpoints, position, self.method, self.optimizer)
+            done = {"stage": self.stage.name, "epoch": epoch, "learning_rate": rate, "seconds": seconds}
+            if launch.is_first():
+                # Before the checkpoint: a resumed run drops the lines that are ahead of it.
+                self.folder.append_metrics({**done, "processes": processes.count(), "train": train, "val": val})
+                save_checkpoint(self.folder.checkpoints, position, self.method, self.optimizer)
         return position
 
     def _is_before(self, line: dict[str, Any], position: Position) -> bool:
-        return line["stage"] != self.name or line["epoch"] <= position.epoch
+        return line["stage"] != self.stage.name or line["epoch"] <= position.epoch
 
-    def _epoch(self, epoch: int, rate: float) -> dict[str, float]:
+    def _leaves_parameters_out(self) -> bool:
+        """Try a step: does it leave a parameter without a gradient, such as one after the last level of a pyramid?"""
+        self.method.train()
+        with frozen_statistics(self.method), self.accelerator.autocast():
+            parts = self.method(next(self.training.epoch()))
+        parts["total"].backward()
+        left_out = any(p.requires_grad and p.grad is None for p in self.method.parameters())
+        self.method.zero_grad(set_to_none=True)
+        return any(processes.merged({processes.rank(): left_out}).values())
+
+    def _epoch(self, epoch: int, rate: float, track: Track) -> dict[str, float]:
         """Take one pass over the training rows and return the mean of each part of the loss."""
-        torch.manual_seed(epoch_seed(self.seed, self.stage, epoch))
+        torch.manual_seed(epoch_seed(self.seed, self.index, epoch, processes.rank()))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.wrapped.train()
+        stage = "" if len(self.method.stages()) == 1 else f"{self.stage.name}, "
         sums: dict[str, Tensor] = {}
         count = 0
         for step, batch in enumerate(self.training.epoch(epoch), start=1):
@@ -125,15 +163,21 @@ class _Stage:
             self.optimizer.zero_grad(set_to_none=True)
             self.accelerator.backward(parts["total"])
             self.optimizer.step()
-            count += len(batch)
+            size = min(self.training.batch_size, self.training.length - count)
+            count += size
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0) + value.detach().double() * len(batch)
-            self.track.advance(note=f"epoch {epoch}/{self.options.epochs}")
-        return {name: float(value) / count for name, value in sums.items()}
+                sums[name] = sums.get(name, 0) + value.detach().double() * size
+            track.advance(note=f"{stage}epoch {epoch}/{self.options.epochs}")
+        for buffer in self.method.buffers():  # such as the statistics of batch norm: evaluate and keep the first one's
+            processes.copy(buffer)
+        # Losses are the same everywhere; what else a method tells is of each share.
+        return {name: float(processes.total(value)) / processes.count() / count for name, value in sums.items()}
 
     def _validate(self, epoch: int) -> dict[str, float | None]:
         if not len(self.validation):
             return {}
+        if self.stage.predicts == "map":
+            return {"map_mse": map_error(self.method, self.validation)}
         logits, label = predict(self.method, self.validation)
         if not torch.isfinite(logits).all():
             raise TrainingError(
@@ -146,9 +190,14 @@ class _Stage:
         }
 
     def _select(self, position: Position, val: dict[str, float | None]) -> Position:
-        if self.options.select == "last":
+        if self.stage.predicts == "map":
+            if "map_mse" not in val:  # no map in val: said before training
+                return replace(position, best_epoch=position.epoch)
+            value = val["map_mse"] and -val["map_mse"]
+        elif self.options.select == "last":
             return replace(position, best_epoch=position.epoch)
-        value = val[self.options.select.removeprefix("val_")]
+        else:
+            value = val[self.options.select.removeprefix("val_")]
         assert value is not None  # a split val that cannot select is refused before training
         if position.best_value is None or value >= position.best_value:
             return replace(position, best_epoch=position.epoch, best_value=value)
@@ -163,81 +212,14 @@ class _Stage:
         )
 
 
-def make_batches(
-    dataset: Dataset,
-    split: str,
-    method: Method,
-    options: TrainingOptions,
-    device: torch.device,
-    seed: int | None = None,
-) -> Batches:
-    """Return the batches of a split, normalised for a method's backbone; shuffled if a seed is given."""
-    backbone = method.backbone
-    assert isinstance(backbone, Backbone)  # a tapped module is for loops of one's own
-    return Batches(
-        dataset,
-        dataset.manifest.rows(split),
-        batch_size=options.batch_size,
-        mean=backbone.mean,
-        std=backbone.std,
-        device=device,
-        shuffle_seed=seed,
-        drop_single=seed is not None,
-    )
-
-
-@torch.inference_mode()
-def predict(method: Method, batches: Batches) -> tuple[Tensor, Tensor]:
-    """Return logits ``n k`` (float32, on the CPU) and labels ``n`` of all batches, in their order."""
-    method.eval()
-    logits, labels = [], []
-    for batch in batches.epoch():
-        logits.append(method.predict(batch.image, batch.saliency).float().cpu())
-        labels.append(batch.label.cpu())
-    return torch.cat(logits), torch.cat(labels)
-
-
 def make_optimizer(method: Method, options: TrainingOptions) -> torch.optim.Optimizer:
-    """Return the optimiser that the options name, over all parameters of a method."""
+    """Return the optimiser that the options name, over the parameters that a method trains in its current stage."""
     rate, decay = options.learning_rate, options.weight_decay
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     if options.optimizer == "sgd":
-        return torch.optim.SGD(method.parameters(), lr=rate, momentum=options.momentum, weight_decay=decay)
+        return torch.optim.SGD(trained, lr=rate, momentum=options.momentum, weight_decay=decay)
     adam = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
-    return adam(method.parameters(), lr=rate, weight_decay=decay)
-
-
-def start_accelerator(options: TrainingOptions) -> Accelerator:
-    """Return an accelerator for the device and precision that the options name.
-
-    Raises:
-        UsageError: no such device, or more than one process.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("one training over several processes is not supported yet; start one process")
-    device = resolve_device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    # Its state outlives a training; the next one in this process may want another device or precision.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if options.precision == "bfloat16" else "no")
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of that name, ``auto`` being the GPU if there is one; raises UsageError where it is absent."""
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps", "xpu"):
-            raise RuntimeError("not a device to train on")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        there = torch.accelerator.current_accelerator(check_available=True)
-        known = f"cpu, {there.type}:0 … {there.type}:{torch.accelerator.device_count() - 1}" if there else "cpu"
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"training.device: no device '{name}' here ({reason}); there is: {known}") from None
-    return device
+    return adam(trained, lr=rate, weight_decay=decay)
 
 
 def auroc(logits: Tensor, label: Tensor) -> float | None:
@@ -251,9 +233,10 @@ def auroc(logits: Tensor, label: Tensor) -> float | None:
     return float(np.mean([roc_auc_score(label == k, margins[:, k]) for k in present.tolist()]))
 
 
-def epoch_seed(seed: int, stage: int, epoch: int) -> int:
-    """Return the seed of an epoch's random choices, far from those of other seeds, stages and epochs."""
-    return int(np.random.SeedSequence([seed, stage, epoch]).generate_state(1, np.uint64)[0] >> 1)
+def epoch_seed(seed: int, stage: int, epoch: int, rank: int = 0) -> int:
+    """Return the seed of a process's random choices in an epoch, far from those of other seeds, stages and epochs."""
+    parts = [seed, stage, epoch, *[rank] * (rank > 0)]
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager

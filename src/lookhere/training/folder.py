@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from lookhere.errors import UsageError
+from lookhere import launch, processes
+from lookhere.errors import InUse, UsageError
 from lookhere.training.config import PLACES, Config, flat, load_config
 
 PACKAGES = ("lookhere", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn", "safetensors")
@@ -39,26 +40,37 @@ class RunFolder:
         self.weights = path / "weights.safetensors"
         self.predictions = path / "predictions.csv"
         self.result = path / "result.json"
+        self.reliance = path / "reliance.json"
+
+    def stage_weights(self, stage: str) -> Path:
+        """Return where the weights lie with which a stage ended that was not the last."""
+        return self.path / f"weights-{stage}.safetensors"
 
     @contextmanager
     def start(self, config: Config, identity: str, *, resume: bool) -> Iterator[bool]:
         """Hold the folder for this run; yields whether it was finished before.
 
+        Of several processes that share the training, the first holds it for all of them.
+
         Raises:
-            UsageError: the folder cannot be written, is in use, holds another configuration, or holds a run of this
+            InUse: another process is training in the folder.
+            UsageError: the folder cannot be written, holds another configuration, or holds a run of this
                 configuration and ``resume`` is false.
         """
+        if not launch.is_first():
+            yield processes.told(False)
+            return
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
             finished = self._claim(config, identity, resume=resume)
         except Timeout:
-            raise UsageError(f"{self.path}: another process is training in this folder; take another --out") from None
+            raise InUse(f"{self.path}: another process is training in this folder; take another --out") from None
         except OSError as error:
             raise UsageError(f"{self.path}: cannot be written: {error.strerror}") from None
         try:
-            yield finished
+            yield processes.told(finished)
         finally:
             lock.release()
 
@@ -107,6 +119,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _processor(),
+        "processes": processes.count(),
         "threads": torch.get_num_threads(),
         "gpu": cuda,
         "packages": {name: metadata.version(name) for name in PACKAGES},

@@ -58,22 +58,27 @@ def write_image(image: Image.Image, source: Path, target: Path, box: tuple[int, 
     A file that can be used as it is becomes a hard link, or a copy where links are not possible. Where the box leaves
     the image, it is black.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     suffix = source.suffix.lower()
     if box is None and suffix in EXTENSIONS:
-        place = target.with_name(target.name + suffix)
-        original = os.path.realpath(source)
-        try:
-            os.link(original, place)
-        except OSError:
-            shutil.copyfile(original, place)
+        link_or_copy(source, target.with_name(target.name + suffix))
         return suffix
     if image.mode in DEEP:
         pixels = np.asarray(image).astype(np.uint16)
     else:  # modes in which 0 is black and opaque: in a palette or CMYK it may be any colour
         pixels = np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
+    target.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).crop(box).save(target.with_name(target.name + ".png"), format="PNG")
     return ".png"
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make ``target`` a hard link to the file ``source``, or a copy where links are not possible."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    original = os.path.realpath(source)
+    try:
+        os.link(original, target)
+    except OSError:
+        shutil.copyfile(original, target)
 
 
 def check_crop(crop: tuple[int, int, int, int], size: tuple[int, int]) -> None:
