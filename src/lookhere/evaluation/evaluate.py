@@ -78,13 +78,13 @@ def evaluate(
             f"nothing to evaluate: none of the {len(scores)} images has a label and is in val or a test split"
         )
     threshold = _threshold(scores if validation is None else validation, scores.classes, positive)
-    subsets = []
+    found = []
     for split in splits:
         part = labelled.select(labelled.split == split)
         is_positive = part.label == index
-        for name, kind, chosen in _subsets(part, is_positive) if len(part) else ():
+        for name, kind, chosen in subsets(part, is_positive) if len(part) else ():
             subset = part.select(chosen | ~is_positive)
-            subsets.append(
+            found.append(
                 {"split": split, "name": name, "kind": kind} | _subset(subset, index, threshold, bootstrap, seed)
             )
     return {
@@ -93,7 +93,7 @@ def evaluate(
         "threshold": threshold,
         "bootstrap": {"resamples": bootstrap, "clustered_by_group": bool((labelled.group != "").any()), "seed": seed},
         "unlabelled": int(evaluated.sum()) - len(labelled),
-        "subsets": subsets,
+        "subsets": found,
     }
 
 
@@ -108,14 +108,14 @@ def _threshold(scores: Scores, classes: tuple[str, ...], positive: str) -> dict[
     return {"value": value, "source": f"EER on val (n={len(val)})"}
 
 
-def _subsets(part: Scores, is_positive: NDArray[np.bool_]) -> list[tuple[str, str, NDArray[np.bool_]]]:
+def subsets(part: Scores, is_positive: NDArray[np.bool_]) -> list[tuple[str, str, NDArray[np.bool_]]]:
     """Return name, kind and positives of each subset of a split."""
-    subsets = [("all", "all", is_positive)]
+    found = [("all", "all", is_positive)]
     for kind, seen in (("seen", "yes"), ("unseen", "no")):
         chosen = is_positive & (part.type_seen == seen)
-        subsets += [(kind, kind, chosen)] if chosen.any() else []
+        found += [(kind, kind, chosen)] if chosen.any() else []
     types = sorted(set(part.type[is_positive]) - {""})
-    return subsets + [(f"type: {name}", "type", is_positive & (part.type == name)) for name in types]
+    return found + [(f"type: {name}", "type", is_positive & (part.type == name)) for name in types]
 
 
 def _subset(scores: Scores, index: int, threshold: dict[str, Any], bootstrap: int, seed: int) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _subset(scores: Scores, index: int, threshold: dict[str, Any], bootstrap: in
             metrics[name] = {"value": None, "low": None, "high": None, "why": why}
         else:
             resamples = np.concatenate([chunk[name] for chunk in chunks]) if chunks else np.empty(0)
-            metrics[name] = {"value": float(value[0])} | _interval(resamples, why_none)
+            metrics[name] = {"value": float(value[0])} | interval(resamples, why_none)
     types = sorted(set(scores.type[is_positive]) - {""})
     return {"positives": positives, "negatives": negatives, "types": types, "metrics": metrics}
 
@@ -183,7 +183,7 @@ def _why_undefined(name: str, positives: int, negatives: int, threshold: dict[st
     return str(threshold.get("why"))
 
 
-def _interval(resamples: NDArray[np.float64], why_none: str) -> dict[str, Any]:
+def interval(resamples: NDArray[np.float64], why_none: str) -> dict[str, Any]:
     """Return the JSON form of the interval from a metric's values over the resamples, NaN where it was undefined."""
     defined = resamples[~np.isnan(resamples)]
     undefined = len(resamples) - len(defined)

@@ -138,10 +138,17 @@ class ErrorRates:
     def auroc(self) -> Floats:
         """Area under the ROC curve: the chance that a positive outscores a negative, ties half (Mann-Whitney)."""
         wins = np.zeros(len(self.positives))
+        for of_species in self.wins():
+            wins += of_species
+        return _ratio(wins, self.positives * self.negatives)
+
+    def wins(self) -> list[Floats]:
+        """Return, for each species, the weight of the pairs in which its positive outscores a negative, ties half."""
+        found = []
         for counts, (below, up_to) in zip(self.species, self.ranking.beaten, strict=True):
             beaten = self.negative.cumulative[:, below] + self.negative.cumulative[:, up_to]
-            wins += np.einsum("rn,rn->r", counts.weight, beaten) / 2
-        return _ratio(wins, self.positives * self.negatives)
+            found.append(np.einsum("rn,rn->r", counts.weight, beaten) / 2)
+        return found
 
     def apcer(self, threshold: float | Floats) -> Floats:
         """APCER (ISO/IEC 30107-3): the share of positives with score < threshold, of the species where it is largest.

@@ -34,6 +34,8 @@ class Paired:
     high: float | None
     values: tuple[float, ...]
     why: str | None = None
+    images: bool = False
+    """Is the interval about other test images too, and not about other seeds alone?"""
 
 
 def summarise(values: Sequence[float]) -> Summary:
