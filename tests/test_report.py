@@ -203,8 +203,8 @@ def test_table_agrees_with_numpy_and_scipy(made: tuple[Path, DataOptions, Datase
 @pytest.mark.parametrize(
     ("leads", "told"),
     [
-        ((2.9, 3.0, 3.1), "higher by more than the choice of seed explains"),
-        ((-2.9, -3.0, -3.1), "lower by more than the choice of seed explains"),
+        ((2.9, 3.0, 3.1), "higher by more than the choice of seeds and test images explains"),
+        ((-2.9, -3.0, -3.1), "lower by more than the choice of seeds and test images explains"),
         ((1.5, -1.5, 0.0), "contains zero, so these runs do not tell the two apart"),
     ],
 )
@@ -279,6 +279,21 @@ def test_groups_never_share_a_label(made: tuple[Path, DataOptions, Dataset], tmp
         path.write_text(json.dumps(result | {"identity": name, "group": name * 64}), encoding="utf-8")
     labels = [group.label for group in groups(find_runs([tmp_path]).runs)]
     assert labels == ["sage [aaaaaaaa]", "sage [bbbbbbbb]"]
+
+
+def test_notes_of_a_method_stand_beside_its_group(made: tuple[Path, DataOptions, Dataset], tmp_path: Path) -> None:
+    """Once for all seeds, escaped, and nowhere for groups that have none."""
+    shutil.copytree(made[0] / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("again", "broken off"))
+    for seed in SEEDS:
+        path = tmp_path / f"runs/sage/{seed}/result.json"
+        result = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(result | {"notes": ["At test time <b>nothing</b> | was fed."]}), encoding="utf-8")
+    html = write_report([tmp_path / "runs"], tmp_path / "r.html").read_text(encoding="utf-8")
+    how = Page(html[html.index('id="how"') :]).text
+    assert how.count("sage: At test time <b>nothing</b> | was fed.") == 1
+    assert "cross-entropy: " not in how
+    markdown = write_report([tmp_path / "runs"], tmp_path / "r.md").read_text(encoding="utf-8")
+    assert markdown.count(r"sage: At test time \<b\>nothing\</b\> \| was fed.") == 1
 
 
 def test_undefined_stays_undefined(made: tuple[Path, DataOptions, Dataset], tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,18 +14,26 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import roc_curve
 
 from lookhere.bench.store import Group, Run
-from lookhere.bench.tables import measure
-from lookhere.evaluation.scores import Scores
+from lookhere.bench.tables import RELIANCE, measure, measure_reliance
+from lookhere.evaluation.alterations import CONDITIONS
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's colours, which people with any kind of colour vision tell apart."""
-DASHES = ("-", "--", ":", "-.")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (7, 1.5, 1.2, 1.5)), (0, (3, 1.2, 1, 1.2, 1, 1.2)))
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+"""With the dashes, 40 lines that differ without colour too: 7, 5 and 8 have no common factor."""
+WIDTH = 8.4
+"""Inches."""
+CHARACTER = 0.068
+"""Width of a character in inches, about."""
+TITLES = {"unseen": "Types unseen in training", "all": "All types"}
+CROWDED = 7
+"""With more lines in a panel, their ranges over seeds would hide one another."""
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -43,56 +52,23 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "lookhere",
     "text.parse_math": False,
 }
-GRID = np.linspace(0, 1, 201)
 
 
 def line_styles(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
-    """Give every group a colour, and a dash pattern once the colours are used up, the same in all figures."""
+    """Give every group a colour, a dash pattern and a marker, the same in all figures."""
+    return styles_of([group.label for group in groups])
+
+
+def styles_of(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Give every label a colour, a dash pattern and a marker."""
     return {
-        group.label: {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i // len(PALETTE) % len(DASHES)]}
-        for i, group in enumerate(groups)
+        label: {
+            "color": PALETTE[i % len(PALETTE)],
+            "linestyle": DASHES[i % len(DASHES)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
+        for i, label in enumerate(labels)
     }
-
-
-def roc_curves(scores: Scores, positive: str, split: str) -> dict[str, np.ndarray]:
-    """Return true positive rates at the false positive rates of ``GRID``, for ``unseen`` types and ``all``, if defined.
-
-    The negatives are all of the split's, as everywhere in an evaluation.
-    """
-    curves = {}
-    is_positive = scores.label == scores.classes.index(positive)
-    margin = scores.margin(positive)
-    for name, kept in (("unseen", ~is_positive | (scores.type_seen == "no")), ("all", True)):
-        rows = kept & (scores.split == split) & (scores.label >= 0)
-        if is_positive[rows].any() and not is_positive[rows].all():
-            false, true, _ = roc_curve(is_positive[rows], margin[rows])
-            curves[name] = np.interp(GRID, false, true)
-    return curves
-
-
-def roc_figure(groups: Sequence[Group], curves: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> str | None:
-    """Draw ROC curves, averaged vertically over seeds, with their range; None if none is defined.
-
-    Args:
-        groups: the groups to draw.
-        curves: by label, what ``roc_curves`` returns for each of the group's runs.
-    """
-    titles = {"unseen": "Types unseen in training", "all": "All types"}
-    shown = [name for name in titles if any(name in run for several in curves.values() for run in several)]
-    if not shown:
-        return None
-    styles = line_styles(groups)
-    with _figure(4.2 * len(shown), 4.0) as figure:
-        for axis, name in zip(_axes(figure, len(shown), len(shown)), shown, strict=True):
-            axis.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8)
-            for group in groups:
-                several = np.array([run[name] for run in curves[group.label] if name in run])
-                _band(axis, GRID, several, styles[group.label])
-            axis.set(xlabel="False positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-            axis.set_title(titles[name])
-        figure.axes[0].set_ylabel("True positive rate")
-        _legend(figure, styles)
-        return _svg(figure)
 
 
 def dot_figure(groups: Sequence[Group], split: str, subset: str) -> str | None:
@@ -104,17 +80,48 @@ def dot_figure(groups: Sequence[Group], split: str, subset: str) -> str | None:
     if not any(values.values()):
         return None
     styles = line_styles(groups)
-    with _figure(8.4, 0.8 + 0.36 * len(groups)) as figure:
+    labels = [wrapped(label) for label in values]
+    with canvas(WIDTH, 0.8 + sum(0.19 + 0.17 * (1 + label.count("\n")) for label in labels)) as figure:
         axis = figure.subplots()
         for height, (label, several) in enumerate(values.items()):
             color = styles[label]["color"]
-            axis.plot(several, [height] * len(several), "o", color=color, alpha=0.55, markersize=6, markeredgewidth=0)
+            scatter_seeds(axis, several, height, color)
             if several:
                 axis.plot(np.mean(several), height, "|", color=color, markersize=17, markeredgewidth=2.4)
-        axis.set_yticks(range(len(values)), list(values))
+        axis.set_yticks(range(len(values)), labels)
         axis.set(ylim=(len(values) - 0.5, -0.5), xlabel="AUROC (dot: one seed, bar: mean)")
         axis.grid(axis="y", visible=False)
-        return _svg(figure)
+        return encode(figure)
+
+
+def reliance_figure(groups: Sequence[Group], split: str, subset: str) -> str | None:
+    """Draw the AUROC on altered images, a line per condition, a dot per run and a larger one at a group's mean."""
+    styles = line_styles(groups)
+    names = list(CONDITIONS)
+    drawn = False
+    with canvas(WIDTH, 0.8 + legend_height(list(styles)) + len(names) * (0.22 + 0.09 * len(groups))) as figure:
+        axis = figure.subplots()
+        for i, group in enumerate(groups):
+            color, marker = styles[group.label]["color"], styles[group.label]["marker"]
+            offset = 0.7 * ((i + 0.5) / len(groups) - 0.5)
+            for height, name in enumerate(names):
+                found = [measure_reliance(run, split, subset, name)["value"] for run in group.runs]
+                values = [value for value in found if value is not None]
+                at = [height + offset] * len(values)
+                axis.plot(values, at, ".", color=color, alpha=0.55, markersize=4, markeredgewidth=0)
+                if values:
+                    axis.plot(np.mean(values), at[0], marker, color=color, markersize=6, markeredgewidth=0)
+                    drawn = True
+        if not drawn:
+            return None
+        axis.axvline(0.5, color="#999999", linewidth=0.9, linestyle="--")
+        axis.set_yticks(range(len(names)), [RELIANCE[name] for name in names])
+        axis.set(ylim=(len(names) - 0.5, -0.5), xlabel="AUROC (small dot: one seed, large: mean; dashed: chance)")
+        axis.grid(axis="y", visible=False)
+        for height in range(1, len(names)):
+            axis.axhline(height - 0.5, color="#e8e8e8", linewidth=0.7)
+        legend(figure, {label: style | {"linestyle": ""} for label, style in styles.items()}, marked=True)
+        return encode(figure)
 
 
 def training_figure(groups: Sequence[Group], part: str) -> str | None:
@@ -134,15 +141,17 @@ def training_figure(groups: Sequence[Group], part: str) -> str | None:
     styles = line_styles(groups)
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    with _figure(2.8 * columns, 2.1 * rows + 0.4) as figure:
+    with canvas(WIDTH, 2.1 * rows + legend_height(list(styles))) as figure:
         for axis, (name, by_label) in zip(_axes(figure, len(curves), columns), curves.items(), strict=True):
+            lines = sum(map(bool, map(len, by_label.values())))
             for label, several in by_label.items():
-                _band(axis, np.arange(1, several.shape[1] + 1), several, styles[label])
+                epochs = np.arange(1, several.shape[1] + 1) if len(several) else np.empty(0)
+                band(axis, epochs, several, styles[label], marked=lines > len(DASHES), ranged=lines <= CROWDED)
             axis.set_title("AUROC" if name == "auroc" else name.replace("_", " ").capitalize())
             axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
             axis.set_xlabel("Epoch")
-        _legend(figure, styles)
-        return _svg(figure)
+        legend(figure, styles, marked=len(styles) > len(DASHES))
+        return encode(figure)
 
 
 def _curves(runs: Sequence[Run], part: str, name: str) -> np.ndarray:
@@ -155,15 +164,48 @@ def _curves(runs: Sequence[Run], part: str, name: str) -> np.ndarray:
     return padded if np.isfinite(padded).any() else np.empty((0, 0))
 
 
-def _band(axis: Axes, x: np.ndarray, several: np.ndarray, style: Mapping[str, Any]) -> None:
-    """Draw the mean of ``runs x`` values and their range; nothing where there are no runs."""
+def band(
+    axis: Axes,
+    x: np.ndarray,
+    several: np.ndarray,
+    style: Mapping[str, Any],
+    *,
+    marked: bool = False,
+    ranged: bool = True,
+    scale: Callable[[Any], Any] = np.asarray,
+) -> None:
+    """Draw the mean of ``runs x`` values, and their range; nothing where there are no runs.
+
+    Args:
+        axis: where.
+        x: positions.
+        several: ``runs x`` values, NaN where there is none.
+        style: of the line, from ``line_styles``.
+        marked: set the marker along the line too, for panels with more lines than dash patterns.
+        ranged: draw the range.
+        scale: of the vertical axis, applied after averaging.
+    """
     if not len(several):
         return
     values = np.ma.masked_invalid(several)
-    marker = "o" if len(x) == 1 else ""
-    axis.plot(x, values.mean(axis=0), linewidth=1.6, marker=marker, markersize=4, **style)
-    if len(values) > 1:
-        axis.fill_between(x, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
+    line = dict(style)
+    # Apart from those of the other lines, at even distances along this one.
+    every = None if len(x) == 1 else (0.04 * (MARKERS.index(style["marker"]) + 1), 0.35)
+    line["marker"] = style["marker"] if marked or len(x) == 1 else ""
+    axis.plot(x, scale(values.mean(axis=0)), linewidth=1.6, markersize=4.5, markevery=every, **line)
+    if len(values) > 1 and ranged:
+        low, high = scale(values.min(axis=0)), scale(values.max(axis=0))
+        axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def scatter_seeds(axis: Axes, values: Sequence[float], height: float, color: str) -> None:
+    """Draw one translucent dot per seed."""
+    axis.plot(values, [height] * len(values), "o", color=color, alpha=0.45, markersize=5.5, markeredgewidth=0)
+
+
+def wrapped(label: str, width: int = 42) -> str:
+    """Break a long label into lines."""
+    return "\n".join(textwrap.wrap(label, width)) or label
 
 
 def _axes(figure: Figure, count: int, columns: int) -> list[Axes]:
@@ -173,13 +215,32 @@ def _axes(figure: Figure, count: int, columns: int) -> list[Axes]:
     return axes[:count]
 
 
-def _legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> None:
-    handles = [Line2D([], [], linewidth=1.6, label=label, **style) for label, style in styles.items()]
-    figure.legend(handles=handles, loc="outside upper left", ncols=3)
+def legend(figure: Figure | SubFigure, styles: Mapping[str, Mapping[str, Any]], *, marked: bool) -> None:
+    """Name the lines above a figure, in as many columns as the longest label leaves room for."""
+    labels, columns, _ = _legend_layout(list(styles))
+    handles = [
+        Line2D([], [], linewidth=1.6, markersize=4.5, label=label, **{**style, **({} if marked else {"marker": ""})})
+        for label, style in zip(labels, styles.values(), strict=True)
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=3.2, borderaxespad=0.9)
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Return how many inches ``legend`` takes."""
+    return _legend_layout(labels)[2]
+
+
+def _legend_layout(labels: Sequence[str]) -> tuple[list[str], int, float]:
+    """Return labels in lines, the number of columns, and the height in inches."""
+    broken = [wrapped(label, int((WIDTH - 0.8) / CHARACTER)) for label in labels]
+    longest = max((len(line) for label in broken for line in label.split("\n")), default=0)
+    columns = max(1, min(4, int(WIDTH / (longest * CHARACTER + 0.7))))
+    rows = -(-len(labels) // columns)
+    return broken, columns, 0.3 + 0.21 * rows * max((1 + label.count("\n") for label in broken), default=0)
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
+def canvas(width: float, height: float) -> Iterator[Figure]:
     """Open a figure of so many inches without pyplot, which keeps figures and picks a display."""
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser finds one that has it
@@ -188,7 +249,8 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
         yield figure
 
 
-def _svg(figure: Figure) -> str:
+def encode(figure: Figure) -> str:
+    """Return a figure as the data URI of an SVG."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()

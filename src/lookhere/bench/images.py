@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from lookhere.bench import figures
+from lookhere.bench.curves import roc_curves
+from lookhere.bench.resamples import Tested
 from lookhere.bench.store import Group
 from lookhere.data.cache import Dataset, load_dataset
 from lookhere.data.manifest import DataOptions, SaliencyOptions, read_manifest
+from lookhere.data.protocol import ProtocolOptions, apply_protocol
 from lookhere.errors import DataError, LookhereError
 from lookhere.evaluation.scores import Scores
 from lookhere.views import ViewOptions, saliency_views
@@ -56,12 +58,14 @@ class Evidence:
 
     curves: dict[str, list[dict[str, np.ndarray]]]
     """By test split, the ROC curves of every run."""
+    tested: list[dict[str, Tested]]
+    """For every run, its test images by split."""
     false_positives: list[Mistake]
     false_negatives: list[Mistake]
 
 
 def read_evidence(group: Group) -> Evidence:
-    """Read the predictions of a group's runs: ROC curves, and the errors with the largest margins.
+    """Read the predictions of a group's runs: curves, margins, and the errors with the largest margins.
 
     The threshold of a run is its own, from ``val``; where that is undefined, a probability of 0.5 (margin 0).
 
@@ -69,14 +73,17 @@ def read_evidence(group: Group) -> Evidence:
         DataError: damaged predictions, or runs of one group with different test images.
     """
     curves: dict[str, list[dict[str, np.ndarray]]] = {}
+    tested: list[dict[str, Tested]] = []
     positive = group.result["positive"]
     first: Scores | None = None
     total: Any = 0.0
     for run in group.runs:
         scores = run.scores()
         test = scores.select(np.char.startswith(scores.split.astype(str), "test") & (scores.label >= 0))
-        for split in sorted(set(test.split)):
-            curves.setdefault(split, []).append(figures.roc_curves(test, positive, split))
+        splits = sorted(set(test.split))
+        for split in splits:
+            curves.setdefault(split, []).append(roc_curves(test, positive, split))
+        tested.append({split: Tested.of(test, positive, split) for split in splits})
         first = first or test
         if not np.array_equal(first.id, test.id):
             raise DataError(
@@ -96,6 +103,7 @@ def read_evidence(group: Group) -> Evidence:
 
     return Evidence(
         curves,
+        tested,
         mistakes(np.flatnonzero(~is_positive & (margin >= 0))),
         mistakes(np.flatnonzero(is_positive & (margin < 0))),
     )
@@ -106,7 +114,9 @@ def open_data(group: Group) -> Dataset | str:
     config = group.runs[0].config
     try:
         data, saliency = DataOptions(**config.get("data", {})), SaliencyOptions(**config.get("saliency", {}))
-        dataset = load_dataset(data, saliency, read_manifest(data, saliency, need_val=False))
+        manifest = read_manifest(data, saliency, need_val=False)
+        manifest = apply_protocol(manifest, ProtocolOptions(**config.get("protocol", {})))
+        dataset = load_dataset(data, saliency, manifest)
     except (LookhereError, ValidationError, OSError) as error:
         return f"The images are not shown, because the data cannot be read: {str(error).splitlines()[0]}"
     if dataset.sha256 != group.runs[0].data_sha256:

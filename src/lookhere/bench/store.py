@@ -19,6 +19,7 @@ from lookhere.training.config import PLACES, flat
 FORMAT = 1
 BASELINE = "cross-entropy"
 """The method that others are compared with, where it is there."""
+RELIANCE_KEYS = ("weights_sha256", "data", "options", "bootstrap", "splits", "subsets")
 RESULT_KEYS = ("method", "backbone", "seed", "classes", "positive", "identity", "group", "data", "evaluation")
 
 
@@ -35,6 +36,8 @@ class Run:
     """``metrics.jsonl``: one entry per epoch."""
     environment: dict[str, Any]
     """``environment.json``: versions, device, command."""
+    reliance: dict[str, Any] | None = None
+    """``reliance.json``: AUROC on altered test images; none if it was not measured."""
 
     @property
     def seed(self) -> int:
@@ -201,6 +204,7 @@ def _read_run(folder: Path) -> Run:
     result = read("result.json", json.loads, dict)
     config = read("run.toml", tomllib.loads, dict)
     environment = read("environment.json", json.loads, dict)
+    reliance = read("reliance.json", json.loads, dict) if (folder / "reliance.json").exists() else None
     metrics = read("metrics.jsonl", lambda text: [json.loads(line) for line in text.split("\n") if line], list)
     if not problems:
         if result.get("format") != FORMAT:
@@ -208,6 +212,19 @@ def _read_run(folder: Path) -> Run:
             problems.append(f"{folder / 'result.json'}: format {found!r}, this version of lookhere reads {FORMAT}")
         elif absent := [key for key in RESULT_KEYS if key not in result]:
             problems.append(f"{folder / 'result.json'}: damaged, without {', '.join(absent)}; train again")
+        elif reliance is not None and (why := _unusable(reliance, result)):
+            problems.append(f"{folder / 'reliance.json'}: {why}; measure again (lookhere evaluate {folder} --reliance)")
     if problems:
         raise DataError(problems)
-    return Run(folder, result, config, metrics, environment)
+    return Run(folder, result, config, metrics, environment, reliance)
+
+
+def _unusable(reliance: dict[str, Any], result: dict[str, Any]) -> str:
+    """Return why a reliance does not belong to a result, or an empty string."""
+    if reliance.get("format") != FORMAT:
+        return f"format {reliance.get('format')!r}, this version of lookhere reads {FORMAT}"
+    if absent := [key for key in RELIANCE_KEYS if key not in reliance]:
+        return f"damaged, without {', '.join(absent)}"
+    if reliance["weights_sha256"] != result.get("files", {}).get("weights.safetensors"):
+        return "was measured with other weights than the run's"
+    return ""

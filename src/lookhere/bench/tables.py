@@ -1,21 +1,28 @@
 """Tables that compare groups of runs: one structure for Markdown, the terminal and the report's template.
 
 A number is a mean ± standard deviation (n − 1) over seeds. Below it stands the difference from a baseline, paired by
-seed, with its 95 % interval by Student's t; a number is bold where that interval excludes zero, on either side.
+seed, with its 95 % interval: Student's t over seeds, which an AUROC's bootstrap over seeds and test images can only
+widen. A number is bold where that interval excludes zero, on either side.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import rich.table
 from rich.text import Text
 
+from lookhere.bench.resamples import Resamples
 from lookhere.bench.store import BASELINE, Group, Run, differing
+from lookhere.evaluation.alterations import CONDITIONS, EFFECT
+from lookhere.evaluation.comparison import widest
 from lookhere.evaluation.evaluate import DEFINITIONS
+from lookhere.evaluation.reliance import about_images
 from lookhere.evaluation.statistics import Paired, paired_difference, summarise
 
 TITLES = {
@@ -40,6 +47,17 @@ OPERATING_POINTS = (
     "bpcer_at_val",
     "detection_rate_at_val",
 )
+RELIANCE = {
+    "whole": "whole image",
+    "salient_only": "salient only",
+    "salient_blurred": "salient blurred",
+    "salient_noise": "salient noise",
+    "background_same": "background of the same class",
+    "background_opposite": "background of another class",
+    "control": "own background, moved (control)",
+    EFFECT: "same − another",
+}
+"""Titles of what reliance is measured under."""
 KINDS = ("unseen", "seen", "all", "type")
 """Kinds of subset in the order of the columns; the open-set number comes first."""
 
@@ -77,6 +95,10 @@ class Row(NamedTuple):
     seeds: tuple[int, ...]
     baseline: str
     cells: tuple[Cell, ...]
+
+
+Wanted = tuple[Callable[[Run], dict[str, Any]], str]
+"""How to find a cell's value in a run, and the metric that it is, which says how it is written."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +153,12 @@ class Table:
 
 
 def comparison(
-    groups: Sequence[Group], metric: str = "auroc", *, split: str | None = None, kinds: Sequence[str] = KINDS
+    groups: Sequence[Group],
+    metric: str = "auroc",
+    *,
+    split: str | None = None,
+    kinds: Sequence[str] = KINDS,
+    resamples: Resamples | None = None,
 ) -> Table:
     """Compare groups in one metric on the subsets of a test split.
 
@@ -140,6 +167,8 @@ def comparison(
         metric: a key of an evaluation's metrics, such as ``auroc`` or ``eer``.
         split: the test split; by default the first of ``test_splits``.
         kinds: the kinds of subset that become columns: ``unseen``, ``seen``, ``all``, and ``type`` for each type.
+        resamples: of the test images, which widen the intervals of differences in AUROC; without them an interval is
+            about other seeds on the same images.
     """
     split = split or next(iter(test_splits(groups)), "test")
     subsets = {(s["kind"], s["name"]): s for group in groups for s in _subsets(group.runs[0], split)}
@@ -154,9 +183,31 @@ def comparison(
             columns.append(Column(title, f"{'unseen' if title in unseen else 'seen'} · {note}"))
         else:
             columns.append(Column(f"{kind} types" if kind != "all" else "all", note))
-    rows = tuple(_row(group, groups, [(split, name, metric) for _, name in keys]) for group in groups)
+    wanted = [_evaluated(split, name, metric) for _, name in keys]
+    rows = tuple(_row(group, groups, wanted) for group in groups)
+    drawn = None
+    if resamples is not None and metric == "auroc":
+        drawn = "groups of images" if resamples.clustered(split) else "images"
+        rows = tuple(
+            row._replace(
+                cells=tuple(
+                    _widen(cell, group, groups, resamples, split, name)
+                    for cell, (_, name) in zip(row.cells, keys, strict=True)
+                )
+            )
+            for row, group in zip(rows, groups, strict=True)
+        )
     title = f"{TITLES.get(metric, metric)} on {split}"
-    return Table(title, tuple(columns), rows, _notes(rows, [metric]), _definitions([metric]))
+    return Table(title, tuple(columns), rows, _notes(rows, [metric], drawn), _definitions([metric]))
+
+
+def _widen(cell: Cell, group: Group, groups: Sequence[Group], resamples: Resamples, split: str, subset: str) -> Cell:
+    """Return a cell whose interval holds that over seeds and images too."""
+    baseline = baseline_of(group, groups)
+    if cell.paired is None or baseline is None:
+        return cell
+    paired = widest(cell.paired, resamples.interval(group, baseline, split, subset))
+    return replace(cell, paired=paired, difference=difference_text(paired, "auroc"))
 
 
 def operating_points(groups: Sequence[Group], subset: str, *, split: str | None = None) -> Table:
@@ -165,15 +216,58 @@ def operating_points(groups: Sequence[Group], subset: str, *, split: str | None 
     A rate that is undefined for all groups, for the same reason, is a note instead of a column.
     """
     split = split or next(iter(test_splits(groups)), "test")
-    rows = [_row(group, groups, [(split, subset, metric) for metric in OPERATING_POINTS]) for group in groups]
+    wanted = [_evaluated(split, subset, metric) for metric in OPERATING_POINTS]
+    rows = [_row(group, groups, wanted) for group in groups]
     everywhere = range(len(OPERATING_POINTS))
     lost = [i for i in everywhere if len({row.cells[i].text for row in rows}) == 1 and rows[0].cells[i].mean is None]
     kept = [i for i in everywhere if i not in lost]
     metrics = [OPERATING_POINTS[i] for i in kept]
     notes = (*_notes(rows, metrics), *(f"{TITLES[OPERATING_POINTS[i]]}: {rows[0].cells[i].text}." for i in lost))
     shown = tuple(row._replace(cells=tuple(row.cells[i] for i in kept)) for row in rows)
-    title = f"Operating points on {split}, {f'{subset} types' if subset in ('unseen', 'seen') else subset}"
+    title = f"Operating points on {split}, {subset_title(subset)}"
     return Table(title, tuple(Column(TITLES[m]) for m in metrics), shown, notes, _definitions(OPERATING_POINTS))
+
+
+def reliance(groups: Sequence[Group], split: str, subset: str) -> Table:
+    """List the AUROC on altered images (``lookhere evaluate --reliance``) on one subset of a test split."""
+    measured = [run for group in groups for run in group.runs if run.reliance is not None]
+    about = [run.reliance["splits"][split] for run in measured if run.reliance and split in run.reliance["splits"]]
+    columns = []
+    for name, title in RELIANCE.items():
+        shares = {round(100 * one["share_left"][name]) for one in about if name in one["share_left"]}
+        columns.append(Column(title, f"{shares.pop()} % of the image left" if len(shares) == 1 else ""))
+    wanted: list[Wanted] = [
+        (partial(measure_reliance, split=split, subset=subset, condition=name), "auroc") for name in RELIANCE
+    ]
+    rows = tuple(_row(group, groups, wanted) for group in groups)
+    notes = list(_notes(rows, ["auroc"]))
+    images = dict.fromkeys(" · ".join(about_images(one["images"])) for one in about)
+    notes += [f"Images measured: {text}." for text in images if len(images) == 1]
+    if len(measured) < sum(len(group.runs) for group in groups):
+        notes.append("Not measured: lookhere evaluate RUN --reliance measures it.")
+    if len({json.dumps([run.reliance[key] for key in ("data", "options")]) for run in measured if run.reliance}) > 1:
+        notes.append(
+            "Not all were measured on the same data with the same options, so their differences are not paired."
+        )
+    elif any(run.reliance and run.reliance["data"]["sha256"] != run.data_sha256 for run in measured):
+        notes.append("Measured on other data than the trainings'.")
+    meanings = {RELIANCE[name]: meaning for name, meaning in CONDITIONS.items()}
+    meanings[RELIANCE[EFFECT]] = "what the class of the background changes, all else being pasted alike"
+    title = f"AUROC on altered images of {split}, {subset_title(subset)}"
+    return Table(title, tuple(columns), rows, tuple(notes), meanings)
+
+
+def reliance_subsets(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """Return the test splits and their subsets on which reliance was measured, ``unseen`` first."""
+    subsets = {
+        (s["split"], s["name"]) for g in groups for run in g.runs for s in (run.reliance or {}).get("subsets", [])
+    }
+    return sorted(subsets, key=lambda subset: (subset[0], KINDS.index(subset[1])))
+
+
+def subset_title(subset: str) -> str:
+    """Return a subset's name as titles give it."""
+    return f"{subset} types" if subset in ("unseen", "seen") else subset
 
 
 def test_splits(groups: Sequence[Group]) -> list[str]:
@@ -219,6 +313,24 @@ def measure(run: Run, split: str, subset: str, metric: str) -> dict[str, Any]:
     return {"value": None, "low": None, "high": None, "why": f"this run has no {subset} in {split}"}
 
 
+def measure_reliance(run: Run, split: str, subset: str, condition: str) -> dict[str, Any]:
+    """Return what ``measure`` does, of the AUROC under one of the conditions of ``RELIANCE``."""
+    if run.reliance is None:
+        why = "not measured"
+    else:
+        for candidate in run.reliance["subsets"]:
+            if (candidate["split"], candidate["name"]) == (split, subset):
+                return dict(candidate["metrics"][condition])
+        why = f"no {subset} in {split} was measured"
+    return {"value": None, "low": None, "high": None, "why": why}
+
+
+def seed_values(group: Group, split: str, subset: str, metric: str) -> dict[int, float]:
+    """Return a metric of an evaluation by seed, for the runs where it is defined."""
+    found = {run.seed: measure(run, split, subset, metric)["value"] for run in group.runs}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
 def number(value: float, metric: str, *, sign: bool = False) -> str:
     """Return an AUROC with three decimals, any other metric in per cent with one (without the unit)."""
     text = f"{value:{'+' if sign else ''}.3f}" if metric == "auroc" else f"{100 * value:{'+' if sign else ''}.1f}"
@@ -235,15 +347,19 @@ def difference_text(paired: Paired, metric: str) -> str:
     return f"{mean} [{number(paired.low, metric, sign=True)}, {number(paired.high, metric, sign=True)}]"
 
 
-def _row(group: Group, groups: Sequence[Group], wanted: Sequence[tuple[str, str, str]]) -> Row:
+def _evaluated(split: str, subset: str, metric: str) -> Wanted:
+    return partial(measure, split=split, subset=subset, metric=metric), metric
+
+
+def _row(group: Group, groups: Sequence[Group], wanted: Sequence[Wanted]) -> Row:
     baseline = baseline_of(group, groups)
     return Row(
         group.label, group.seeds, baseline.label if baseline else "", tuple(_cell(group, baseline, *w) for w in wanted)
     )
 
 
-def _cell(group: Group, baseline: Group | None, split: str, subset: str, metric: str) -> Cell:
-    found = [measure(run, split, subset, metric) for run in group.runs]
+def _cell(group: Group, baseline: Group | None, find: Callable[[Run], dict[str, Any]], metric: str) -> Cell:
+    found = [find(run) for run in group.runs]
     values = {run.seed: m["value"] for run, m in zip(group.runs, found, strict=True) if m["value"] is not None}
     listed = tuple("undefined" if m["value"] is None else number(m["value"], metric) for m in found)
     reasons = sorted({m.get("why", "no reason given") for m in found if m["value"] is None})
@@ -259,18 +375,20 @@ def _cell(group: Group, baseline: Group | None, split: str, subset: str, metric:
         text += f" ({len(values)} of {len(found)} seeds; undefined: {'; '.join(reasons)})"
     if baseline is None or metric.startswith("realised"):  # says what a threshold did; nothing to be better at
         return Cell(text, listed, mean=summary.mean)
-    others = {run.seed: measure(run, split, subset, metric)["value"] for run in baseline.runs}
+    others = {run.seed: find(run)["value"] for run in baseline.runs}
     paired = paired_difference(values, {seed: value for seed, value in others.items() if value is not None})
     return Cell(text, listed, difference_text(paired, metric), summary.mean, paired)
 
 
-def _notes(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[str, ...]:
+def _notes(rows: Sequence[Row], metrics: Sequence[str], drawn: str | None = None) -> tuple[str, ...]:
+    """Say how to read a table; ``drawn``: what the bootstrap of its differences draws, besides seeds."""
     notes = ["Mean ± standard deviation (n − 1) over seeds, every seed's value below."]
     if any(len(row.seeds) == 1 for row in rows):
         notes.append("With a single seed: value [95 % bootstrap interval over images].")
+    decides = "Student's t over seeds" + (f", widened to hold the bootstrap's over seeds and {drawn}" if drawn else "")
     if baselines := sorted({row.baseline for row in rows} - {""}):
         notes.append(
-            f"Second line: paired difference from {' or '.join(baselines)} and its 95 % interval (Student's t)"
+            f"Second line: paired difference from {' or '.join(baselines)} and its 95 % interval ({decides})"
             + ("" if metrics == ["auroc"] else ", in percentage points")
             + "; bold where it excludes zero."
         )
