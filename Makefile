@@ -23,6 +23,7 @@ lint: $(STAMP)  ## style and types
 bench: $(STAMP)  ## measure this machine
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/study_throughput.py
 
 venv: $(STAMP)
 

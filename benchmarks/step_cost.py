@@ -1,11 +1,16 @@
-"""What a training step costs: SAGE against cross-entropy, and against SAGE written down literally from the paper.
+"""What a training step of each method costs against cross-entropy, and SAGE against SAGE written down literally.
 
-    python benchmarks/step_cost.py [--backbone resnet18] [--size 224] [--batch 20] [--repeats 7] [--device cpu]
+    python benchmarks/step_cost.py                                        # SAGE and its literal form, resnet18
+    python benchmarks/step_cost.py --methods all --backbones resnet50,densenet121   # a table of methods
+    python benchmarks/step_cost.py --methods all --backbones paper --write          # … which `lookhere methods` shows
 
 All steps are whole (forward, backward, optimiser) and taken in turn, so that a machine whose speed drifts slows all of
-them; the ratios are medians over the repeats of a ratio within each. The literal step is four float32 passes of tensors
-in PyTorch's default layout, torchvision's blur, and the losses through probabilities. The last row is what SAGE adds to
-its four passes: making the views, and the loss terms with their backward pass.
+them; the ratios are medians over the repeats of a ratio within each. A method of two stages counts both, by their
+epochs in the protocol. A network of its own is set against cross-entropy on the backbone named first.
+
+The literal step is four float32 passes of tensors in PyTorch's default layout, torchvision's blur, and the losses
+through probabilities. The last row is what SAGE adds to its four passes: making the views, and the loss terms with
+their backward pass.
 """
 
 from __future__ import annotations
@@ -16,7 +21,9 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -27,10 +34,20 @@ from torchvision.transforms.v2 import functional as tv
 
 from lookhere.backbone import Backbone
 from lookhere.batch import Batch
+from lookhere.errors import UsageError
 from lookhere.losses import sage_loss, saliency_contrastive_embedding, saliency_logit_alignment
-from lookhere.methods import METHODS, Method
-from lookhere.training.fit import resolve_device
+from lookhere.methods import COSTS, METHODS, Method, Stage, create_method
+from lookhere.progress import Track
+from lookhere.training.config import TrainingOptions
+from lookhere.training.devices import resolve_device
+from lookhere.training.folder import write_json, write_text
 from lookhere.views import saliency_views
+from lookhere.weights import BackboneOptions, create_backbone
+
+PAPER = ["resnet50", "densenet121", "tf_efficientnet_b7", "swin_tiny_patch4_window7_224"]
+EPOCHS = TrainingOptions().epochs
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+Times = dict[str, list[float]]
 
 
 def make_batch(size: int, count: int, device: torch.device) -> Batch:
@@ -46,13 +63,33 @@ def make_batch(size: int, count: int, device: torch.device) -> Batch:
     )
 
 
-def our_step(name: str, backbone: str, batch: Batch) -> Callable[[], None]:
-    model = Backbone(timm.create_model(backbone, num_classes=2))
-    method: Method = METHODS[name](model, METHODS[name].Options(name=name))
+def our_steps(name: str, backbone: str, batch: Batch) -> list[tuple[Callable[[], None], float]]:
+    """Return a step of each stage of a method, with the stage's epochs over those of cross-entropy.
+
+    Raises:
+        UsageError: the method refuses the backbone.
+    """
+    size = batch.image.shape[-1]
+    model = create_backbone(BackboneOptions(name=backbone, weights="random"), 2, size)
+    method = create_method(METHODS[name].Options(name=name), model)
     method = method.to(batch.image.device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(method.parameters(), 0.005, momentum=0.9, weight_decay=1e-6)
+    steps = []
+    for stage in method.stages():
+        method.begin(stage)
+        needs = {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
+        share = stage.overrides.get("epochs", EPOCHS) / EPOCHS
+        steps.append((_step(method, stage, needs, batch), share))
+    return steps
+
+
+def _step(method: Method, stage: Stage, needs: set[int], batch: Batch) -> Callable[[], None]:
+    trained = [parameter for parameter in method.parameters() if id(parameter) in needs]
+    optimizer = torch.optim.SGD(trained, 0.005, momentum=0.9, weight_decay=1e-6)
 
     def step() -> None:
+        if method.stage is not stage:
+            method.begin(stage)
+            method.train()
         loss = method(batch)["total"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -116,36 +153,101 @@ def seconds(step: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def paired(times: dict[str, list[float]], name: str, reference: str) -> float:
+    return statistics.median(x / y for x, y in zip(times[name], times[reference], strict=True))
+
+
+def measure(steps: dict[str, list[tuple[Callable[[], None], float]]], repeats: int, device: torch.device) -> Times:
+    """Return the seconds of each step, weighted over its stages, in every repeat; a first one is not counted."""
+    times: Times = {name: [] for name in steps}
+    with Track("measuring", len(steps) * (repeats + 1)) as track:
+        for repeat in range(repeats + 1):
+            for name, stages in steps.items():
+                spent = sum(share * seconds(step, device) for step, share in stages)
+                track.advance(note=name)
+                if repeat:
+                    times[name].append(spent)
+    return times
+
+
+def costs(methods: Sequence[str], backbones: Sequence[str], batch: Batch, repeats: int) -> dict[str, dict[str, float]]:
+    """Return the cost of each method on each backbone, relative to cross-entropy on it; refused pairs are left out.
+
+    Each method is timed in turn with cross-entropy and with no other, so that two networks are in memory and not all.
+    """
+    found: dict[str, dict[str, float]] = {name: {} for name in methods}
+    for number, backbone in enumerate(backbones):
+        for name in methods:
+            network = METHODS[name].network
+            if network is None or number == 0:
+                with suppress(UsageError):
+                    steps = {"cross-entropy": our_steps("cross-entropy", backbone, batch)}
+                    steps |= {name: our_steps(name, network or backbone, batch)}
+                    times = measure(steps, repeats, batch.image.device)
+                    found[name][network or backbone] = round(paired(times, name, "cross-entropy"), 2)
+        print(backbone, {name: found[name].get(backbone) for name in methods}, flush=True)
+    return found
+
+
+def write_costs(about: dict[str, Any], found: dict[str, dict[str, float]]) -> None:
+    """Write the costs where `lookhere methods` and docs/methods.md show them."""
+    write_json(COSTS, {**about, "costs": found})
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- costs -->")
+    write_text(PAGE, f"{before}<!-- costs -->\n{cost_table(found)}\n{rest[rest.index('<!-- /costs -->') :]}")
+
+
+def cost_table(found: dict[str, dict[str, float]]) -> str:
+    """Return the table of methods in docs/methods.md: one row a method, one column of costs a backbone."""
+    networks = list(found["cross-entropy"])
+    rows = [
+        ["method", "paper", "guidance acts on", "maps at test", *networks],
+        ["---", "---", "---", "---", *["---:"] * len(networks)],
+    ]
+    for name, method in METHODS.items():
+        own = next(iter(found.get(name, {}).items()), None) if method.network else None
+        costs = [f"{found[name][net]:.2f}" if net in found.get(name, {}) else "–" for net in networks]
+        if own:
+            costs[0] = f"{own[1]:.2f} ({own[0]})"
+        rows.append([f"[{name}](methods/{name}.md)", method.paper, method.guides, method.maps_at_test, *costs])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--methods", default="sage", help="names with commas between them, or all")
+    parser.add_argument("--backbones", default="resnet18", help="names with commas between them, or paper")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--write", action="store_true", help="write them where `lookhere methods` and docs/methods.md show them"
+    )
     a = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     device = resolve_device(a.device)
     batch = make_batch(a.size, a.batch, device)
-    width: int = Backbone(timm.create_model(a.backbone, num_classes=2)).model.num_features
-    steps = {name: our_step(name, a.backbone, batch) for name in METHODS}
-    steps |= {"literal sage": literal_step(a.backbone, batch), "views and loss terms": overhead(batch, width)}
-    for step in steps.values():  # warm-up, not counted
-        seconds(step, device)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(a.repeats):
-        for name, step in steps.items():
-            times[name].append(seconds(step, device))
-
-    def ratio(name: str, reference: str) -> float:
-        return statistics.median(x / y for x, y in zip(times[name], times[reference], strict=True))
-
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{a.backbone}, {a.size} px, batch {a.batch}, {where}, torch {torch.__version__}, {a.repeats} repeats\n")
+    machine = f"{where}, torch {torch.__version__}"
+    print(f"{a.size} px, batch {a.batch}, {machine}, {a.repeats} repeats\n")
+    backbones = PAPER if a.backbones == "paper" else a.backbones.split(",")
+    if a.methods != "sage":
+        found = costs(list(METHODS) if a.methods == "all" else a.methods.split(","), backbones, batch, a.repeats)
+        print(json.dumps(found, indent=1))
+        if a.write:
+            about = {"machine": machine, "size": a.size, "batch": a.batch, "repeats": a.repeats, "epochs": EPOCHS}
+            write_costs(about, found)
+        return
+    width: int = Backbone(timm.create_model(backbones[0], num_classes=2)).model.num_features
+    steps = {name: our_steps(name, backbones[0], batch) for name in ("cross-entropy", "sage")}
+    steps["literal sage"] = [(literal_step(backbones[0], batch), 1.0)]
+    steps["views and loss terms"] = [(overhead(batch, width), 1.0)]
+    times = measure(steps, a.repeats, device)
     print(f"{'step':22} {'median s':>9} {'÷ cross-entropy':>16} {'÷ literal sage':>15} {'÷ sage':>8}")
     for name, values in times.items():
-        ratios = [ratio(name, reference) for reference in ("cross-entropy", "literal sage", "sage")]
+        ratios = [paired(times, name, reference) for reference in ("cross-entropy", "literal sage", "sage")]
         print(f"{name:22} {statistics.median(values):9.4f} {ratios[0]:16.3f} {ratios[1]:15.3f} {ratios[2]:8.3f}")
     print(json.dumps({"arguments": vars(a), "machine": platform.processor() or platform.machine(), "seconds": times}))
 
