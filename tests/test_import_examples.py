@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import lookhere.cli as cli
-from lookhere import backbone
+from lookhere import weights
 from lookhere.bench import run as runs
 from lookhere.data.importers import IMPORTERS
 from lookhere.training.config import Config
@@ -97,7 +97,7 @@ def test_the_command_that_import_prints_last_trains(
         return train(config.model_copy(update={"training": shorter, "data": smaller}), out, resume=resume)
 
     monkeypatch.setattr(runs, "train", briefly)
-    monkeypatch.setattr(backbone, "_hub_file", lambda _: resnet50)
+    monkeypatch.setattr(weights, "_hub_file", lambda _: resnet50)
     monkeypatch.chdir(tmp_path)
     code, out, err = line(example[1])
     assert code == 0, err
