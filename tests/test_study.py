@@ -246,10 +246,10 @@ def test_a_stopped_study_leaves_no_process(number, group, code, iris: Path, tmp_
     assert [one["epochs"] for one in status.running] == [5000]
     assert status.running[0]["epoch"] >= 1
     (os.killpg if group else os.kill)(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == code
     assert "Traceback" not in errors
-    wait_for(lambda: not exists(worker), seconds=30)
+    wait_for(lambda: not exists(worker), seconds=90)
     assert not in_use(run)
     assert read_status(tmp_path / "out").left == [run.name]
 
