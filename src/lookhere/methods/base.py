@@ -35,6 +35,13 @@ class Stage:
     those of ``val``."""
 
 
+def map_stage(epochs: int, batch_size: int, learning_rate: float) -> Stage:
+    """Return a stage that learns maps, by Adam at one step size and without decay of any kind (as MENTOR's does)."""
+    optimisation = {"optimizer": "adam", "decay": 1.0, "weight_decay": 0.0}
+    given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    return Stage("map", optimisation | given, predicts="map")
+
+
 class MethodOptions(Options):
     """Options of a method; each subclass narrows ``name`` to its own."""
 

@@ -25,7 +25,7 @@ from lookhere.decoder import DecoderName, MapDecoder
 from lookhere.errors import UsageError
 from lookhere.losses import wide
 from lookhere.map_losses import map_mse
-from lookhere.methods.base import Method, MethodOptions, Stage, batch_mean, cross_entropy, guided_mean
+from lookhere.methods.base import Method, MethodOptions, Stage, batch_mean, cross_entropy, guided_mean, map_stage
 from lookhere.pvig import PViG
 
 NOTES = {
@@ -137,15 +137,7 @@ class GazeGnn(Method):
         if self.predictor is None:
             return (Stage(),)
         o = self.options
-        optimisation = {
-            "epochs": o.map_epochs,
-            "batch_size": o.map_batch_size,
-            "optimizer": "adam",
-            "learning_rate": o.map_learning_rate,
-            "decay": 1.0,
-            "weight_decay": 0.0,
-        }
-        return Stage("map", optimisation, predicts="map"), Stage()
+        return map_stage(o.map_epochs, o.map_batch_size, o.map_learning_rate), Stage()
 
     def begin(self, stage: Stage) -> None:
         """Enter a stage; of the predictor and the classifier it trains one and freezes the other."""

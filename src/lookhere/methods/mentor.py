@@ -21,7 +21,15 @@ from lookhere.batch import Batch
 from lookhere.decoder import DecoderName, MapDecoder
 from lookhere.losses import wide
 from lookhere.map_losses import map_mse
-from lookhere.methods.base import CrossEntropyOptions, Method, MethodOptions, Stage, guided_mean, require_backbone
+from lookhere.methods.base import (
+    CrossEntropyOptions,
+    Method,
+    MethodOptions,
+    Stage,
+    guided_mean,
+    map_stage,
+    require_backbone,
+)
 from lookhere.methods.cyborg import Cyborg, CyborgOptions
 from lookhere.methods.sage import Sage, SageOptions
 
@@ -82,15 +90,7 @@ class Mentor(Method):
     def stages(self) -> tuple[Stage, ...]:
         """Return the map stage, with an optimisation of its own, and the stage that ``training`` describes."""
         o = self.options
-        optimisation = {
-            "epochs": o.map_epochs,
-            "batch_size": o.map_batch_size,
-            "optimizer": "adam",
-            "learning_rate": o.map_learning_rate,
-            "decay": 1.0,
-            "weight_decay": 0.0,
-        }
-        return Stage("map", optimisation, predicts="map"), Stage()
+        return map_stage(o.map_epochs, o.map_batch_size, o.map_learning_rate), Stage()
 
     def begin(self, stage: Stage) -> None:
         """Enter a stage; the map stage leaves the classifier out, and the other one the decoder."""
