@@ -20,10 +20,18 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## measure this machine
-	$(BIN)/python benchmarks/step_cost.py
-	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/study_throughput.py
+bench: $(STAMP)  ## measure this machine, about 50 minutes on two idle cores, and show it beside the targets
+	$(BIN)/python benchmarks/step_cost.py --backbones resnet18,resnet50,densenet121 --repeats 25 --seconds 90 --save
+	$(BIN)/python benchmarks/step_cost.py --backbones resnet50 --precision bfloat16 --repeats 25 --seconds 90 --save
+	$(BIN)/python benchmarks/memory.py --save
+	$(BIN)/python benchmarks/epoch.py --save
+	$(BIN)/python benchmarks/study_throughput.py --save
+	$(BIN)/python benchmarks/decode.py --save
+	$(BIN)/python benchmarks/floor.py --save
+	$(BIN)/python benchmarks/growth.py step --save
+	$(BIN)/python benchmarks/growth.py images --save
+	$(BIN)/python benchmarks/growth.py plans --limit 300 --save
+	$(BIN)/python benchmarks/targets.py
 
 venv: $(STAMP)
 
@@ -31,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lookhere needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable ".[annotations,medical]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable ".[annotations,medical,ray]"
 	touch $@
 
 clean:

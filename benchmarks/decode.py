@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,26 +21,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import child
+import machine
+from generated import write_set
+
+from lookhere.progress import Track
 
 SIZE, BATCH = 224, 20
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def make_images(folder: Path, count: int, side: int) -> None:
-    """Write smooth noise of two classes below ``folder/train``, and its manifest."""
-    from PIL import Image
-
-    draw = np.random.default_rng(0)
-    rows = ["image,label,split"]
-    for i in range(count):
-        name = f"train/{'ab'[i % 2]}/{i}.jpg"
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(draw.integers(0, 256, (side // 8, side // 8, 3), np.uint8))
-        coarse.resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)
-        rows.append(f"{name},{'ab'[i % 2]},train")
-    (folder / "manifest.csv").write_text("\n".join(rows))
 
 
 def passes(epoch: Callable[[int], Iterable[Any]], count: int, epochs: int) -> float:
@@ -95,8 +82,7 @@ def memory(workers: int) -> float:
 
 def run(*arguments: str) -> dict[str, Any]:
     """Measure in a process of its own, so that peaks of memory are apart."""
-    result = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
-    return dict(json.loads(result.stdout))
+    return dict(json.loads(child.run(sys.executable, __file__, *arguments).output))
 
 
 def main() -> None:
@@ -104,6 +90,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--side", type=int, default=1024, help="of the files, in pixels")
     parser.add_argument("--epochs", type=int, default=2, help="measured, after the first")
+    machine.add_save(parser)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -113,11 +100,16 @@ def main() -> None:
     if options.only:
         print(json.dumps(measure_folder(options.folder, options.epochs, int(options.only))))
         return
+    child.end_on_sigterm()
     with tempfile.TemporaryDirectory() as name:
-        make_images(Path(name), options.images, options.side)
+        write_set(Path(name), options.images, side=options.side, maps=False)
         common = ("--folder", name, "--epochs", str(options.epochs))
-        cache = run("--only", "cache", "--folder", name, "--epochs", str(10 * options.epochs))
-        folders = {workers: run("--only", str(workers), *common) for workers in (0, 1, 2)}
+        with Track("measuring", 4) as track:
+            cache = run("--only", "cache", "--folder", name, "--epochs", str(10 * options.epochs))
+            folders = {}
+            for workers in (0, 1, 2):
+                track.advance(note=f"ImageFolder, {workers} workers")
+                folders[workers] = run("--only", str(workers), *common)
     best = max(folders, key=lambda workers: folders[workers]["batches"])
     rows = [
         ("cache, being built", cache["build"], cache["memory"]),
@@ -131,7 +123,10 @@ def main() -> None:
         print(f"{title:24}{speed:12,.0f}{peak:12,.0f}")
     ratio = cache["batches"] / folders[best]["batches"]
     print(f"batches from the cache are {ratio:.1f} times as fast as ImageFolder with {best} workers")
-    print(json.dumps({"cache": cache, "image_folder": folders, "best_workers": best, "ratio": ratio}))
+    if options.save:
+        given = {"images": options.images, "side": options.side, "size": SIZE, "batch": BATCH}
+        found = {"cache": cache, "image_folder": folders, "best_workers": best, "ratio": ratio}
+        machine.save(f"decode {options.side} px", {**given, **found}, "cpu")
 
 
 if __name__ == "__main__":

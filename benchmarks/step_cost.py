@@ -1,6 +1,7 @@
 """What a training step of each method costs against cross-entropy, and SAGE against SAGE written down literally.
 
     python benchmarks/step_cost.py                                        # SAGE and its literal form, resnet18
+    python benchmarks/step_cost.py --backbones resnet50 --precision bfloat16   # … SAGE as mixed precision trains it
     python benchmarks/step_cost.py --methods all --backbones resnet50,densenet121   # a table of methods
     python benchmarks/step_cost.py --methods all --backbones paper --write          # … which `lookhere methods` shows
 
@@ -9,15 +10,14 @@ them; the ratios are medians over the repeats of a ratio within each. A method o
 epochs in the protocol. A network of its own is set against cross-entropy on the backbone named first.
 
 The literal step is four float32 passes of tensors in PyTorch's default layout, torchvision's blur, and the losses
-through probabilities. The last row is what SAGE adds to its four passes: making the views, and the loss terms with
-their backward pass.
+through probabilities, whatever the precision of the others. The last row is what SAGE adds to its four passes: making
+the views, and the loss terms with their backward pass.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 import warnings
@@ -26,13 +26,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import machine
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from lookhere.backbone import Backbone
 from lookhere.batch import Batch
 from lookhere.errors import UsageError
 from lookhere.losses import sage_loss, saliency_contrastive_embedding, saliency_logit_alignment
@@ -47,6 +47,9 @@ from lookhere.weights import BackboneOptions, create_backbone
 PAPER = ["resnet50", "densenet121", "tf_efficientnet_b7", "swin_tiny_patch4_window7_224"]
 EPOCHS = TrainingOptions().epochs
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+LEAST = 3
+"""Repeats that are taken however long they last."""
+Steps = dict[str, list[tuple[Callable[[], None], float]]]
 Times = dict[str, list[float]]
 
 
@@ -63,7 +66,9 @@ def make_batch(size: int, count: int, device: torch.device) -> Batch:
     )
 
 
-def our_steps(name: str, backbone: str, batch: Batch) -> list[tuple[Callable[[], None], float]]:
+def our_steps(
+    name: str, backbone: str, batch: Batch, precision: str = "float32"
+) -> list[tuple[Callable[[], None], float]]:
     """Return a step of each stage of a method, with the stage's epochs over those of cross-entropy.
 
     Raises:
@@ -78,11 +83,11 @@ def our_steps(name: str, backbone: str, batch: Batch) -> list[tuple[Callable[[],
         method.begin(stage)
         needs = {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
         share = stage.overrides.get("epochs", EPOCHS) / EPOCHS
-        steps.append((_step(method, stage, needs, batch), share))
+        steps.append((_step(method, stage, needs, batch, precision), share))
     return steps
 
 
-def _step(method: Method, stage: Stage, needs: set[int], batch: Batch) -> Callable[[], None]:
+def _step(method: Method, stage: Stage, needs: set[int], batch: Batch, precision: str) -> Callable[[], None]:
     trained = [parameter for parameter in method.parameters() if id(parameter) in needs]
     optimizer = torch.optim.SGD(trained, 0.005, momentum=0.9, weight_decay=1e-6)
 
@@ -90,7 +95,8 @@ def _step(method: Method, stage: Stage, needs: set[int], batch: Batch) -> Callab
         if method.stage is not stage:
             method.begin(stage)
             method.train()
-        loss = method(batch)["total"]
+        with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = method(batch)["total"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -157,20 +163,51 @@ def paired(times: dict[str, list[float]], name: str, reference: str) -> float:
     return statistics.median(x / y for x, y in zip(times[name], times[reference], strict=True))
 
 
-def measure(steps: dict[str, list[tuple[Callable[[], None], float]]], repeats: int, device: torch.device) -> Times:
-    """Return the seconds of each step, weighted over its stages, in every repeat; a first one is not counted."""
+def measure(steps: Steps, repeats: int, device: torch.device, budget: float = float("inf")) -> Times:
+    """Return the seconds of each step, weighted over its stages, in every repeat; a first one is not counted.
+
+    Args:
+        steps: by name, the step of each stage and its share.
+        repeats: how many, if they take no more than ``budget`` seconds; fewer then, but at least ``LEAST``.
+        device: what the steps run on.
+        budget: see ``repeats``.
+    """
+    first = sum(seconds(step, device) for stages in steps.values() for step, _ in stages)
+    repeats = min(repeats, max(LEAST, int(budget / first))) if budget < float("inf") else repeats
     times: Times = {name: [] for name in steps}
-    with Track("measuring", len(steps) * (repeats + 1)) as track:
-        for repeat in range(repeats + 1):
+    with Track("measuring", len(steps) * repeats) as track:
+        for _ in range(repeats):
             for name, stages in steps.items():
-                spent = sum(share * seconds(step, device) for step, share in stages)
+                times[name].append(sum(share * seconds(step, device) for step, share in stages))
                 track.advance(note=name)
-                if repeat:
-                    times[name].append(spent)
     return times
 
 
-def costs(methods: Sequence[str], backbones: Sequence[str], batch: Batch, repeats: int) -> dict[str, dict[str, float]]:
+def compare(
+    backbone: str, batch: Batch, repeats: int, precision: str = "float32", budget: float = float("inf")
+) -> tuple[Times, dict[str, float]]:
+    """Return the seconds of cross-entropy's, SAGE's and its literal form's step, and the ratios that matter."""
+    network: Any = timm.create_model(backbone, num_classes=2)
+    steps = {name: our_steps(name, backbone, batch, precision) for name in ("cross-entropy", "sage")}
+    steps["literal sage"] = [(literal_step(backbone, batch), 1.0)]
+    steps["views and loss terms"] = [(overhead(batch, network.num_features), 1.0)]
+    times = measure(steps, repeats, batch.image.device, budget)
+    ratios = {
+        "sage_to_cross_entropy": paired(times, "sage", "cross-entropy"),
+        "sage_to_literal": paired(times, "sage", "literal sage"),
+        "overhead": paired(times, "views and loss terms", "sage"),
+    }
+    return times, ratios
+
+
+def section(backbone: str, size: int, batch: int, precision: str) -> str:
+    """Return the name under which a comparison is kept."""
+    return f"step {backbone}, {size} px, batch {batch}, {precision}"
+
+
+def costs(
+    methods: Sequence[str], backbones: Sequence[str], batch: Batch, repeats: int, precision: str = "float32"
+) -> dict[str, dict[str, float]]:
     """Return the cost of each method on each backbone, relative to cross-entropy on it; refused pairs are left out.
 
     Each method is timed in turn with cross-entropy and with no other, so that two networks are in memory and not all.
@@ -181,8 +218,8 @@ def costs(methods: Sequence[str], backbones: Sequence[str], batch: Batch, repeat
             network = METHODS[name].network
             if network is None or number == 0:
                 with suppress(UsageError):
-                    steps = {"cross-entropy": our_steps("cross-entropy", backbone, batch)}
-                    steps |= {name: our_steps(name, network or backbone, batch)}
+                    steps = {"cross-entropy": our_steps("cross-entropy", backbone, batch, precision)}
+                    steps |= {name: our_steps(name, network or backbone, batch, precision)}
                     times = measure(steps, repeats, batch.image.device)
                     found[name][network or backbone] = round(paired(times, name, "cross-entropy"), 2)
         print(backbone, {name: found[name].get(backbone) for name in methods}, flush=True)
@@ -220,36 +257,50 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        help=f"take fewer repeats if they last longer, but {LEAST} at least",
+    )
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of all but literal SAGE"
+    )
     parser.add_argument(
         "--write", action="store_true", help="write them where `lookhere methods` and docs/methods.md show them"
     )
+    machine.add_save(parser)
     a = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     device = resolve_device(a.device)
     batch = make_batch(a.size, a.batch, device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    machine = f"{where}, torch {torch.__version__}"
-    print(f"{a.size} px, batch {a.batch}, {machine}, {a.repeats} repeats\n")
+    shown = f"{where}, torch {torch.__version__}"
+    about = {"size": a.size, "batch": a.batch, "precision": a.precision}
+    print(f"{a.size} px, batch {a.batch}, {a.precision}, {shown}\n")
     backbones = PAPER if a.backbones == "paper" else a.backbones.split(",")
     if a.methods != "sage":
-        found = costs(list(METHODS) if a.methods == "all" else a.methods.split(","), backbones, batch, a.repeats)
+        methods = list(METHODS) if a.methods == "all" else a.methods.split(",")
+        found = costs(methods, backbones, batch, a.repeats, a.precision)
         print(json.dumps(found, indent=1))
+        about |= {"repeats": a.repeats, "epochs": EPOCHS}
         if a.write:
-            about = {"machine": machine, "size": a.size, "batch": a.batch, "repeats": a.repeats, "epochs": EPOCHS}
-            write_costs(about, found)
+            write_costs({"machine": shown, **about}, found)
+        if a.save:
+            machine.save(f"costs, {a.size} px, batch {a.batch}, {a.precision}", {**about, "costs": found}, a.device)
         return
-    width: int = Backbone(timm.create_model(backbones[0], num_classes=2)).model.num_features
-    steps = {name: our_steps(name, backbones[0], batch) for name in ("cross-entropy", "sage")}
-    steps["literal sage"] = [(literal_step(backbones[0], batch), 1.0)]
-    steps["views and loss terms"] = [(overhead(batch, width), 1.0)]
-    times = measure(steps, a.repeats, device)
-    print(f"{'step':22} {'median s':>9} {'÷ cross-entropy':>16} {'÷ literal sage':>15} {'÷ sage':>8}")
-    for name, values in times.items():
-        ratios = [paired(times, name, reference) for reference in ("cross-entropy", "literal sage", "sage")]
-        print(f"{name:22} {statistics.median(values):9.4f} {ratios[0]:16.3f} {ratios[1]:15.3f} {ratios[2]:8.3f}")
-    print(json.dumps({"arguments": vars(a), "machine": platform.processor() or platform.machine(), "seconds": times}))
+    for backbone in backbones:
+        times, ratios = compare(backbone, batch, a.repeats, a.precision, a.seconds)
+        print(f"{backbone:22} {'median s':>9} {'÷ cross-entropy':>16} {'÷ literal sage':>15} {'÷ sage':>8}")
+        for name, values in times.items():
+            over = [paired(times, name, reference) for reference in ("cross-entropy", "literal sage", "sage")]
+            print(f"{name:22} {statistics.median(values):9.4f} {over[0]:16.3f} {over[1]:15.3f} {over[2]:8.3f}")
+        if a.save:
+            content = {"backbone": backbone, **about, "seconds": times, "ratios": ratios}
+            machine.save(section(backbone, a.size, a.batch, a.precision), content, a.device)
+        print()
 
 
 if __name__ == "__main__":

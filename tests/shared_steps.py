@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lookhere import processes
-from lookhere.backbone import Backbone
+from lookhere.backbone import Backbone, ViewMemory
 from lookhere.batch import Batch
 from lookhere.blur import gaussian_blur
 from lookhere.data.batches import Batches
@@ -38,6 +38,7 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "sage joint, own margins attached": ("sage", {"detach_margin": False, "cross_entropy_on": "clean+salient_kept"}),
     "sage per view, batch margin": ("sage", {"margin": "batch", "batch_norm": "per_view"}),
     "sage clean, batch margin attached": ("sage", {"margin": "batch", "detach_margin": False, "batch_norm": "clean"}),
+    "sage in every second step": ("sage", {"guided_every": 2}),
     "cyborg": ("cyborg", {}),
     "viser": ("cyborg", {"alpha": "dynamic"}),
     "unet-gaze": ("unet-gaze", {}),
@@ -117,13 +118,16 @@ def shares(dtype: torch.dtype = torch.float64) -> Iterator[Batch]:
         parts=processes.count(),
     )
     for batch in batches.epoch():
-        tensors = {name: value for name, value in vars(batch).items() if value is not None}
+        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
         yield replace(batch, **{name: t.to(dtype) for name, t in tensors.items() if t.is_floating_point()})
 
 
-def steps(name: str, options: dict[str, Any], dtype: torch.dtype = torch.float64) -> list[dict[str, Tensor]]:
+def steps(
+    name: str, options: dict[str, Any], dtype: torch.dtype = torch.float64, memory: ViewMemory = "high"
+) -> list[dict[str, Tensor]]:
     """The parts of the loss of each batch, and under "gradient" that of all parameters, in every stage."""
     method, accelerator, found = make_method(name, options).to(dtype), make_accelerator(), []
+    method.backbone.view_memory = memory
     for stage in method.stages():
         method.begin(stage)
         wrapped = accelerator.prepare(method)
@@ -165,6 +169,8 @@ def everything(cases: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     corm.noise_outside = lambda images, saliency, noise: torch.lerp(gaussian_blur(images, 7, 2.0), images, saliency)
     found: dict[str, Any] = {case: steps(*given) for case, given in cases.items()}
     found["sage in float32"] = steps("sage", {"margin": "batch", "detach_margin": False}, torch.float32)
+    for mode in ("joint", "per_view"):
+        found[f"sage {mode}, little memory"] = steps("sage", {"batch_norm": mode}, memory="low")
     found["predictions"] = predictions()
     found["mean of some"] = processes.mean(torch.arange(3.0)[: 3 - 3 * processes.rank()])
     return found

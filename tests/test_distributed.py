@@ -19,7 +19,8 @@ import torch
 
 import shared_steps
 from lookhere import launch, processes
-from lookhere.bench.run import FinishedRun, train
+from lookhere.bench.finished import FinishedRun
+from lookhere.bench.run import train
 from lookhere.bench.study import prepare
 from lookhere.data.batches import Batches
 from lookhere.errors import UsageError
@@ -101,6 +102,13 @@ def test_two_processes_take_the_steps_of_one(case: str, both: list[dict[str, Any
 def test_in_float32_too(both: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     for one, first in zip(alone["sage in float32"], both[0]["sage in float32"], strict=True):
         torch.testing.assert_close(first["gradient"], one["gradient"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["joint", "per_view"])
+def test_views_that_are_computed_again_change_no_gradient(mode: str, both: list[dict[str, Any]]) -> None:
+    for found in both:
+        for low, high in zip(found[f"sage {mode}, little memory"], found["sage"], strict=True):
+            torch.testing.assert_close(low["gradient"], high["gradient"], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", shared_steps.DRAWN)

@@ -12,11 +12,13 @@ import pytest
 from scipy import stats
 
 from lookhere.bench import latex, tables
+from lookhere.bench.groups import Group, groups
 from lookhere.bench.images import read_evidence
 from lookhere.bench.report import write_report
 from lookhere.bench.resamples import Resamples
 from lookhere.bench.significance import p_text, significance_table
-from lookhere.bench.store import Group, find_runs, groups
+from lookhere.bench.store import find_runs
+from lookhere.bench.values import seed_values
 from lookhere.cli import main
 from lookhere.data.cache import load_dataset
 from lookhere.data.manifest import SaliencyOptions
@@ -82,12 +84,12 @@ def test_intervals_of_the_report_are_those_of_the_predictions(everyone, resample
     assert paired.images
     assert "widened to hold the bootstrap's over seeds and images" in " ".join(table.notes)
     each = resamples.delong(sage, plain, "test", subset)
-    assert list(each) == list(SEEDS)
-    assert each[1] == delong_test(a[1], b[1], positive)
+    assert [trial.seed for trial in each] == list(SEEDS)
+    assert each[1, 0] == delong_test(a[1], b[1], positive)
 
 
 def auroc_of(group: Group, seed: int, subset: str) -> float:
-    return tables.seed_values(group, "test", subset, "auroc")[seed]
+    return seed_values(group, "test", subset, "auroc")[seed]
 
 
 def test_groups_on_other_images_get_no_interval_over_images(runs, everyone, tmp_path):
@@ -99,7 +101,7 @@ def test_groups_on_other_images_get_no_interval_over_images(runs, everyone, tmp_
     changed.id[0] = "another.png"
     found = Resamples(own, tested)
     assert found.interval(*reversed(own), "test", "all") is None
-    assert list(found.delong(*reversed(own), "test", "all")) == [0, 1]
+    assert list(found.delong(*reversed(own), "test", "all")) == [(0, 0), (1, 0)]
 
 
 def test_tests_table_shows_the_smallest_p(everyone, resamples):

@@ -12,10 +12,13 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from lookhere.bench import contrasts, curves, figures, tables
+from lookhere.bench.groups import Group, groups
 from lookhere.bench.images import read_evidence
 from lookhere.bench.report import write_report
 from lookhere.bench.resamples import Resamples
-from lookhere.bench.store import Group, find_runs, groups
+from lookhere.bench.store import find_runs
+from lookhere.bench.table import excludes_zero
+from lookhere.bench.values import seed_values
 from lookhere.data.cache import load_dataset
 from lookhere.data.manifest import SaliencyOptions
 from test_report import make_data, make_run
@@ -154,7 +157,7 @@ def test_forest_shows_the_table_and_fills_what_excludes_zero(runs, drawn):
     assert [tuple(bar.get_xdata()) for bar in bars] == [(one.low, one.high) for one in paired]
     signs = [line for line in axis.lines if line.get_markersize() == 7]
     assert [line.get_xdata()[0] for line in signs] == [one.mean for one in paired]
-    assert [line.get_markerfacecolor() != "white" for line in signs] == [tables.excludes_zero(one) for one in paired]
+    assert [line.get_markerfacecolor() != "white" for line in signs] == [excludes_zero(one) for one in paired]
     assert contrasts.forest_figure(everyone, tables.comparison(everyone[:1], kinds=["all"])) is None
 
 
@@ -169,7 +172,7 @@ def test_curve_over_the_one_numeric_option_that_differs(runs, drawn):
     assert {"0.005", "0.1", "0.5", "sage: lr", "cross-entropy"} <= set(text.split("\n"))
     (axis,) = drawn[0].get_axes()
     assert axis.get_xscale() == "log"
-    values = [list(tables.seed_values(group, "test", "all", "auroc").values()) for _, group in found.lines[""]]
+    values = [list(seed_values(group, "test", "all", "auroc").values()) for _, group in found.lines[""]]
     (bars,) = axis.containers
     assert bars.lines[0].get_ydata() == pytest.approx([np.mean(v) for v in values])
     ends = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
@@ -184,7 +187,7 @@ def test_mean_ranks_need_five_blocks(runs, drawn):
     assert ranking is not None
     assert ranking.labels == tuple(group.label for group in everyone)
     assert (ranking.ranks.blocks, ranking.datasets) == (5, 1)
-    values = np.array([list(tables.seed_values(group, "test", "all", "auroc").values()) for group in everyone])
+    values = np.array([list(seed_values(group, "test", "all", "auroc").values()) for group in everyone])
     expected = [np.mean([1 + (column > v).sum() + ((column == v).sum() - 1) / 2
                          for v, column in zip(row, values.T, strict=True)]) for row in values]  # fmt: skip
     assert ranking.ranks.mean == pytest.approx(expected)

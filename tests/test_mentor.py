@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from lookhere.batch import Batch
-from lookhere.bench.run import FinishedRun, build_method, train
+from lookhere.bench.finished import FinishedRun
+from lookhere.bench.run import build_method, train
 from lookhere.data.cache import load_dataset
 from lookhere.errors import UsageError
 from lookhere.methods import METHODS, Method, Stage

@@ -143,6 +143,7 @@ def test_paths_are_relative_to_the_plan_and_manifests_can_be_given(tmp_path: Pat
     ("old", "new", "expected"),
     [
         ("title", "titel", ["titel: there is no such option; did you mean 'title'?"]),
+        ("[data]", "[reliance]\nblurr = 0.1\n[data]", ["reliance.blurr: there is no such option; did you mean"]),
         ("[axes]", "[axis]", ["axis: there is no such option; did you mean 'axes'?"]),
         ("size = 48", "sise = 48", ["data.sise: there is no such option; did you mean 'data.size'?"]),
         ("size = 48", "size = 4", ["data.size: expected integer ≥ 16 and ≤ 1024, got 4"]),

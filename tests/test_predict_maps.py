@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from lookhere.bench import predict_maps as module
+from lookhere.bench.finished import FinishedRun
 from lookhere.bench.predict_maps import predict_maps
-from lookhere.bench.run import FinishedRun, train
+from lookhere.bench.run import train
 from lookhere.cli import main
 from lookhere.data.decode import decode_image
 from lookhere.errors import DataError, UsageError

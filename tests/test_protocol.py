@@ -15,7 +15,10 @@ import pytest
 from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from lookhere.bench.run import FinishedRun, check_maps_at_test
+from lookhere.bench.finished import FinishedRun
+from lookhere.bench.groups import groups
+from lookhere.bench.run import check_maps_at_test
+from lookhere.bench.store import find_runs
 from lookhere.cli import main
 from lookhere.data.cache import Dataset
 from lookhere.data.manifest import DataOptions, Manifest, SaliencyOptions, read_manifest
@@ -365,7 +368,7 @@ def test_an_open_set_by_the_command_line(iris: Path, tmp_path: Path, capsys: Any
 
 def test_folds_by_the_command_line(iris: Path, tmp_path: Path) -> None:
     tested: list[str] = []
-    hashes = set()
+    hashes, shared = set(), set()
     for fold in range(3):
         out = tmp_path / f"fold{fold}"
         folds = ["protocol.kind=group-folds", "protocol.folds=3", "protocol.pool=all", f"protocol.fold={fold}"]
@@ -374,6 +377,9 @@ def test_folds_by_the_command_line(iris: Path, tmp_path: Path) -> None:
         result = json.loads((out / "result.json").read_text())
         assert sum(result["data"]["counts"].values()) == 48
         hashes.add(result["data"]["sha256"])
+        shared.add((result["group"], result["data"]["whole_sha256"]))
+    assert len(shared) == 1
+    assert [group.folds for group in groups(find_runs([tmp_path]).runs)] == [(0, 1, 2)]
     assert sorted(tested) == sorted(row["image"] for row in csv.DictReader(iris.open()))
     assert len(hashes) == 3
 

@@ -13,9 +13,10 @@ from scipy.ndimage import binary_dilation
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from lookhere.bench import tables
+from lookhere.bench.groups import groups
+from lookhere.bench.reliance import RELIANCE, reliance_subsets, reliance_table
 from lookhere.bench.report import write_report
-from lookhere.bench.store import find_runs, groups
+from lookhere.bench.store import find_runs
 from lookhere.cli import main
 from lookhere.data.batches import Batches
 from lookhere.data.cache import Dataset, load_dataset
@@ -378,10 +379,10 @@ def test_a_run_is_measured_and_the_report_shows_it(run: Path, tmp_path: Path, ca
     assert told == json.loads((copy / "reliance.json").read_text())
 
     found = groups(find_runs([copy]).runs)
-    assert tables.reliance_subsets(found) == [("test", "unseen"), ("test", "seen"), ("test", "all")]
-    table = tables.reliance(found, "test", "unseen")
+    assert reliance_subsets(found) == [("test", "unseen"), ("test", "seen"), ("test", "all")]
+    table = reliance_table(found, "test", "unseen")
     unseen = next(subset for subset in told["subsets"] if subset["name"] == "unseen")
-    cells = dict(zip(tables.RELIANCE, table.rows[0].cells, strict=True))
+    cells = dict(zip(RELIANCE, table.rows[0].cells, strict=True))
     for name, cell in cells.items():
         assert cell.mean == pytest.approx(unseen["metrics"][name]["value"])
     page = write_report([copy], tmp_path / "r.html").read_text(encoding="utf-8")
@@ -400,7 +401,7 @@ def test_a_run_that_was_not_measured_stands_beside_one_that_was(run: Path, tmp_p
     shutil.copytree(run, tmp_path / "b")
     path = tmp_path / "b" / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": "b", "group": "b" * 64}))
-    table = tables.reliance(groups(find_runs([tmp_path]).runs), "test", "all")
+    table = reliance_table(groups(find_runs([tmp_path]).runs), "test", "all")
     assert {row.cells[0].mean is None for row in table.rows} == {True, False}
     assert "undefined (not measured)" in {row.cells[0].text for row in table.rows}
     assert any("lookhere evaluate RUN --reliance" in note for note in table.notes)
@@ -412,7 +413,7 @@ def test_other_data_is_measured_when_it_is_named(run: Path, iris: Path, tmp_path
     lines = iris.read_text().splitlines()
     new.write_text("\n".join([lines[0], *(line.replace(",test,", ",test_new,") for line in lines if ",test," in line)]))
     assert measure(copy, "--data", str(new), "--set", f"data.root={iris.parent}") == 0
-    table = tables.reliance(groups(find_runs([copy]).runs), "test_new", "all")
+    table = reliance_table(groups(find_runs([copy]).runs), "test_new", "all")
     assert any("other data" in note for note in table.notes)
     page = write_report([copy], tmp_path / "r.html").read_text(encoding="utf-8")
     assert "AUROC on altered images of test_new" in page

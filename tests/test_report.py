@@ -16,10 +16,12 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from lookhere.bench import tables
+from lookhere.bench.groups import groups
 from lookhere.bench.report import write_report
-from lookhere.bench.store import find_runs, groups
+from lookhere.bench.store import find_runs
 from lookhere.data.cache import Dataset, load_dataset
 from lookhere.data.manifest import DataOptions, SaliencyOptions
+from lookhere.data.protocol import ProtocolOptions
 from lookhere.errors import DataError, UsageError
 from lookhere.evaluation.evaluate import evaluate
 from lookhere.evaluation.scores import Scores, write_scores
@@ -50,10 +52,25 @@ def make_data(folder: Path) -> DataOptions:
 
 
 def make_run(
-    folder: Path, data: DataOptions, dataset: Dataset, *, method: str, seed: int, skill: float, lr: float = 0.005
+    folder: Path,
+    data: DataOptions,
+    dataset: Dataset,
+    *,
+    method: str,
+    seed: int,
+    skill: float,
+    lr: float = 0.005,
+    protocol: ProtocolOptions | None = None,
+    whole: str = "",
+    name: str = "odd",
 ) -> None:
-    """Write a finished run's folder by its contract, with scores from a seeded generator."""
-    rng = np.random.default_rng([seed, len(method)])
+    """Write a finished run's folder by its contract, with scores from a seeded generator.
+
+    ``protocol`` is what made the splits of ``dataset``, ``whole`` identifies the data that its folds divide, and
+    ``name`` is what people call it.
+    """
+    fold = protocol.fold if protocol else 0
+    rng = np.random.default_rng([seed, len(method), *([fold] if fold else [])])
     manifest = dataset.manifest
     known = set(np.array(manifest.type)[manifest.split == "train"])
     scores = Scores(
@@ -76,8 +93,14 @@ def make_run(
         "method": {"name": method} | ({"views": {"degrade": "blur", "kernel": 7}} if method == "sage" else {}),
         "training": {"epochs": 4, "lr": lr},
     }
-    group = hashlib.sha256(json.dumps(config | {"seed": None}).encode()).hexdigest()
+    content = config
+    if protocol:
+        config["protocol"] = protocol.model_dump(mode="json", exclude_none=True)
+        content = config | {"protocol": protocol.model_copy(update={"fold": 0}).model_dump(mode="json")}
+    group = hashlib.sha256(json.dumps([content | {"seed": None}, whole, name]).encode()).hexdigest()
     terms = {"cross_entropy": 1.0, "logit_alignment": 0.5} if method == "sage" else {"cross_entropy": 1.0}
+    splits = list(manifest.split) if protocol else ["train"] * 20 + ["test"] * 50
+    counts = {split: splits.count(split) for split in dict.fromkeys(splits)}
     metrics = [
         {
             "stage": "classify",
@@ -108,9 +131,10 @@ def make_run(
         "classes": list(manifest.classes),
         "positive": manifest.positive,
         "positive_reason": manifest.positive_reason,
-        "identity": f"{group}{seed}",
+        "identity": f"{group}{seed}.{fold}",
         "group": group,
-        "data": {"sha256": dataset.sha256, "name": "odd", "synthetic": True, "counts": {"train": 20, "test": 50}},
+        "data": {"sha256": dataset.sha256, "name": name, "synthetic": True, "counts": counts}
+        | ({"whole_sha256": whole} if whole else {}),
         "selected_epoch": 3,
         "select": "val_accuracy",
         "epochs": 4,

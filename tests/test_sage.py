@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torchvision.transforms.v2 import functional as tv
 
 import lookhere
+import shared_steps
 import transcription
-from lookhere.backbone import Tapped
+from lookhere.backbone import Backbone, Tapped
 from lookhere.batch import Batch
+from lookhere.data.batches import Batches
 from lookhere.errors import UsageError
 from lookhere.methods import Method, Sage, SageOptions
 from lookhere.methods.base import CrossEntropyOptions
@@ -68,7 +74,7 @@ def test_samples_without_a_map_add_cross_entropy_only_and_no_pass() -> None:
     model.register_forward_hook(lambda _, given, __: images_seen.append(len(given[0])))
     parts = sage(model, batch_norm="per_view")(whole)
     assert images_seen == [6, 2, 2, 2]
-    fields = {f.name: getattr(whole, f.name)[:2] for f in dataclasses.fields(Batch)[:-1]}
+    fields = {f.name: getattr(whole, f.name)[:2] for f in dataclasses.fields(Batch)[:-2]}
     mapped = sage(model)(Batch(**fields))
     torch.testing.assert_close(parts["logit_alignment"] * 6, mapped["logit_alignment"] * 2)
     torch.testing.assert_close(parts["contrastive_embedding"] * 6, mapped["contrastive_embedding"] * 2)
@@ -86,7 +92,7 @@ def test_sample_weights_weigh_every_term() -> None:
     model, batch = network(norm=False), make_batch(4)
     twice = dataclasses.replace(batch, weight=torch.tensor([2.0, 1.0, 1.0, 0.0], dtype=torch.float64))
     rows = torch.tensor([0, 0, 1, 2])
-    repeated = Batch(**{f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(Batch)[:-1]})
+    repeated = Batch(**{f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(Batch)[:-2]})
     for name in ("cross_entropy", "logit_alignment", "contrastive_embedding", "total"):
         torch.testing.assert_close(sage(model)(twice)[name], sage(model)(repeated)[name])
     nothing = sage(model)(dataclasses.replace(batch, weight=torch.zeros(4, dtype=torch.float64)))
@@ -163,3 +169,113 @@ def test_the_example_runs_and_is_short(capsys) -> None:
     runpy.run_path(str(script), run_name="__main__")
     first, last = (float(line.split()[3]) for line in capsys.readouterr().out.splitlines()[::4][:2])
     assert last < first
+
+
+def gradients(method: Sage, batch: Batch) -> dict[str, torch.Tensor]:
+    """The parts of the loss, and under "gradient" that of all parameters."""
+    method.zero_grad()
+    parts = method(batch)
+    parts["total"].backward()
+    gradient = torch.cat([p.grad.flatten() for p in method.parameters()])
+    return {"gradient": gradient, **{name: value.detach() for name, value in parts.items()}}
+
+
+TERMS = ("gradient", "total", "cross_entropy", "logit_alignment", "contrastive_embedding")
+
+
+@pytest.mark.parametrize("cross_entropy_on", ["clean", "clean+salient_kept"])
+@pytest.mark.parametrize(("share", "drawn"), [(0.5, 2), (0.7, 3), (0.01, 1)])
+def test_a_share_of_the_samples_gives_the_loss_of_all_in_the_mean_over_all_draws(
+    monkeypatch: pytest.MonkeyPatch, share: float, drawn: int, cross_entropy_on: str
+) -> None:
+    model, batch = network(norm=False), make_batch(6, maps=4)
+    images_seen: list[int] = []
+    model.register_forward_hook(lambda _, given, __: images_seen.append(len(given[0])))
+    common = {"batch_norm": "per_view", "cross_entropy_on": cross_entropy_on}
+    method, whole = sage(model, guided_share=share, **common), gradients(sage(model, **common), batch)
+    images_seen.clear()
+    orders = [torch.tensor(order) for order in itertools.permutations(range(4))]
+    found = []
+    for order in orders:
+        monkeypatch.setattr(torch, "randperm", lambda n, device, order=order: order)
+        found.append(gradients(method, batch))
+    assert images_seen == [6, drawn, drawn, drawn] * len(orders)
+    for name in TERMS:
+        mean = torch.stack([one[name] for one in found]).mean(0)
+        torch.testing.assert_close(mean, whole[name], rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(found[0]["gradient"], whole["gradient"])
+
+
+def test_every_third_step_gives_the_loss_of_all_in_the_mean_over_three() -> None:
+    model, batch = network(norm=False), make_batch(6, maps=4)
+    images_seen: list[int] = []
+    model.register_forward_hook(lambda _, given, __: images_seen.append(len(given[0])))
+    whole = gradients(sage(model), batch)
+    images_seen.clear()
+    method = sage(model, guided_every=3)
+    found = [gradients(method, dataclasses.replace(batch, step=step)) for step in (3, 4, 5)]
+    assert images_seen == [6 + 3 * 4, 6, 6]
+    for name in TERMS:
+        torch.testing.assert_close(sum(one[name] for one in found) / 3, whole[name], rtol=1e-10, atol=1e-12)
+
+    loss_fn = lookhere.SAGE(model, guided_every=3, views={"kernel": 3, "sigma": 0.5})
+    images_seen.clear()
+    for _ in range(6):
+        loss_fn(batch.image, batch.saliency, batch.label, batch.has_saliency)
+    assert images_seen == [18, 6, 6] * 2
+
+
+def test_by_default_no_random_number_is_drawn() -> None:
+    method = sage(network())
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    method(make_batch(6, maps=4))
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("batch_norm", ["per_view", "joint", "clean"])
+def test_smaller_views_are_compared_with_a_smaller_clean_one(batch_norm: str) -> None:
+    model, batch = network(norm=False), make_batch(5)
+    sizes: list[tuple[int, ...]] = []
+    model.register_forward_hook(lambda _, given, __: sizes.append((len(given[0]), given[0].shape[-1])))
+    views = ViewOptions(scale=0.5, kernel=3, sigma=0.7)
+    parts = Sage(Tapped(model), SageOptions(batch_norm=batch_norm, views=views))(batch)
+    assert sizes == [(5, 12), *([(20, 6)] if batch_norm == "joint" else [(5, 6)] * 4)]
+
+    def smaller(x: torch.Tensor) -> torch.Tensor:
+        return tv.resize(x, [6, 6], tv.InterpolationMode.BILINEAR, antialias=True)
+
+    x, s = smaller(batch.image), smaller(batch.saliency)
+    blurred = tv.gaussian_blur(x, [3, 3], [0.7, 0.7])
+    outputs = [model[:-1](view) for view in (x, s * x + (1 - s) * blurred, blurred, (1 - s) * x + s * blurred)]
+    logits, embeddings = [model[-1](z).tolist() for z in outputs], [z.tolist() for z in outputs]
+    _, _, sla, sce = transcription.sage(logits, embeddings, batch.label.tolist())
+    ce = nn.functional.cross_entropy(model(batch.image), batch.label)
+    expected = {"cross_entropy": float(ce), "logit_alignment": sla, "contrastive_embedding": sce}
+    assert {name: float(parts[name]) for name in expected} == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_network_built_for_one_size_refuses_smaller_views() -> None:
+    def method(name: str, **more: Any) -> Sage:
+        options = SageOptions(views=ViewOptions(scale=0.5, kernel=3, sigma=0.5))
+        return Sage(Backbone(timm.create_model(name, num_classes=2, **more)), options)
+
+    method("test_resnet").check_size(64)
+    fixed = method("vit_tiny_patch16_224", img_size=64)
+    with pytest.raises(UsageError, match=r"method\.views\.scale: 0\.5 makes views of 32 pixels, .*; use 1, or"):
+        fixed.check_size(64)
+    assert fixed.training
+    assert ViewOptions(scale=0.3).side(64) == 19
+
+
+def test_batches_count_the_steps_of_a_training() -> None:
+    for parts in (1, 2):
+        batches = Batches(
+            shared_steps.make_dataset(), np.arange(10), batch_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, parts=parts
+        )
+        assert [[batch.step for batch in batches.epoch(epoch)] for epoch in (0, 1, 5)] == [
+            [0, 1, 2],
+            [3, 4, 5],
+            [15, 16, 17],
+        ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from scipy import stats
 
 from lookhere.bench.conduct import run_study
 from lookhere.bench.engine import Event, Job, execute, in_use
+from lookhere.bench.finished import FinishedRun
 from lookhere.bench.local import LocalEngine
 from lookhere.bench.plan import read_plan
 from lookhere.bench.published import welch
@@ -29,6 +31,7 @@ from lookhere.bench.store import find_runs
 from lookhere.bench.study import Study, prepare
 from lookhere.cli import main
 from lookhere.errors import DataError, UsageError
+from lookhere.evaluation.alterations import RelianceOptions
 
 PLAN = """
 title = "Tiny"
@@ -43,6 +46,8 @@ epochs = 1
 batch_size = 8
 device = "cpu"
 threads = 1
+[reliance]
+bootstrap = 50
 [axes]
 seed = {seeds}
 method = ["cross-entropy", "sage"]
@@ -112,6 +117,51 @@ def test_nothing_is_computed_twice(done: tuple[Path, Study], iris: Path, tmp_pat
         dict.fromkeys(before, True)
     )
     prepare(read_plan(folder / "plan.toml"), folder / "out")
+
+
+def test_reliance_is_measured_after_each_training_and_once(iris: Path, tmp_path: Path, capsys) -> None:
+    plan, out = write_plan(tmp_path, iris), tmp_path / "out"
+    asked = ["bench", "run", str(plan), "--out", str(out), "--workers", "1"]
+    study = prepare(read_plan(plan, settings=["reliance.measure=false"]), out)
+    assert len(run_study(study, Inline()).done) == 2
+    assert not list(out.glob("runs/*/reliance.json"))
+    trained = states(out)
+    # Now it is wanted: trainings are left as they are.
+    study = prepare(read_plan(plan, settings=["reliance.blur=0.1"]), out)
+    assert len(run_study(study, Inline()).done) == 2
+    assert states(out) == trained
+    for job in study.jobs:
+        found = json.loads((job.folder / "reliance.json").read_text())
+        assert found["options"]["blur"] == 0.1
+        assert found["bootstrap"]["resamples"] == 50
+        alone = FinishedRun.load(job.folder, "cpu").measure_reliance(options=RelianceOptions(blur=0.1), bootstrap=50)
+        assert found == alone
+    assert run_study(study, Inline()).done == []
+    # A study that was killed between a training and its measurement is not done, and goes on with the latter.
+    (study.jobs[0].folder / "reliance.json").unlink()
+    assert (read_status(out).done, read_status(out).left) == (1, [study.jobs[0].name])
+    assert main([*asked, "--set", "reliance.blur=0.1"]) == 0
+    assert states(out) == trained
+    assert read_status(out).done == 2
+    assert main(["bench", "report", str(out), "--out", str(tmp_path / "r.md")]) == 0
+    assert "background of another class" in (tmp_path / "r.md").read_text()
+    capsys.readouterr()
+    assert main([*asked, "--set", "reliance.blurr=0.1"]) == 2
+    assert "reliance.blurr: there is no such option; did you mean 'reliance.blur'?" in capsys.readouterr().err
+
+
+def test_a_set_without_maps_at_test_has_no_reliance(iris: Path, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(iris.open()))
+    bare = iris.parent / "bare.csv"
+    with bare.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(
+            {**row, "saliency": "" if row["split"].startswith("test") else row["saliency"]} for row in rows
+        )
+    study = prepare(read_plan(write_plan(tmp_path, bare)), tmp_path / "out")
+    bare.unlink()
+    assert [job.reliance for job in study.jobs] == [None, None]
 
 
 def test_trainings_that_repeat_others_are_told_and_made_once(iris: Path, tmp_path: Path) -> None:

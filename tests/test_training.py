@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lookhere.bench.run import FinishedRun, train
+from lookhere.bench.finished import FinishedRun
+from lookhere.bench.run import train
 from lookhere.errors import DataError, TrainingError, UsageError
 from lookhere.evaluation.evaluate import evaluate
 from lookhere.evaluation.scores import read_scores

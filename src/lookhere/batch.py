@@ -23,6 +23,8 @@ class Batch:
     """``b`` float, the samples' weights in the loss; ones unless the manifest gives others."""
     index: Tensor
     """``b`` int64, row of the manifest."""
+    step: int = 0
+    """Number of this batch among those of the training, from 0 on; the same on all processes that share it."""
     total_weight: Tensor | None = None
     """Where several processes share a batch, the sum of the weights of all of it, a scalar; these samples are then this
     process's share, and means over the batch are over all of it."""

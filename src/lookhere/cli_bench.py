@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from lookhere.errors import UsageError
 
 if TYPE_CHECKING:
+    from lookhere.bench.cluster import RayEngine
+    from lookhere.bench.local import LocalEngine
     from lookhere.bench.plan import Plan
     from lookhere.bench.status import Status
 
@@ -54,14 +58,21 @@ def run(
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Do every N-th training, from the I-th on.")
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="Where trainings run: this machine, or a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="Of the Ray cluster.  [default: the one of this machine]"),
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Trainings at a time.  [default: 1 per GPU or 2 cores]")
+        int | None,
+        typer.Option("--workers", min=1, help="Most trainings at a time.  [default: 1 per GPU or 2 cores]"),
     ] = None,
     per_device: Annotated[int, typer.Option("--per-device", min=1, help="Trainings that share a GPU.")] = 1,
 ) -> None:
     """Do all trainings of a plan that are not done yet; the same command continues what was interrupted."""
     from lookhere.bench.conduct import run_study
-    from lookhere.bench.local import LocalEngine
     from lookhere.bench.plan import read_plan
     from lookhere.bench.study import prepare
     from lookhere.bench.watch import Watch
@@ -69,16 +80,18 @@ def run(
     part = _shard(shard)
     if out is None:
         raise UsageError("--out: is required; expected the folder of the study")
-    study = prepare(read_plan(plan, data=data or (), only=only or (), settings=settings or ()), out)
-    devices = {job.config.training.device for job in study.jobs}
-    engine = LocalEngine(workers, per_device, devices.pop() if len(devices) == 1 else "cpu")
-    for note in study.notes:
-        print(f"note: {note}", file=sys.stderr)
-    share = f" of shard {shard}" if shard else ""
-    at_once = f"{engine.slots} at a time, {engine.threads} thread{'s' if engine.threads > 1 else ''} each"
-    print(f"{len(study.shard(*part))} trainings{share}; {at_once}", file=sys.stderr)
-    with Watch(engine.slots) as watch:
-        outcome = run_study(study, engine, shard=part, report=watch)
+    if address and engine != "ray":
+        raise UsageError("--address: names a Ray cluster, so it needs --engine ray")
+    resolved = read_plan(plan, data=data or (), only=only or (), settings=settings or ())
+    with _engine(engine, resolved, address, workers, per_device) as chosen:
+        study = prepare(resolved, out)
+        for note in study.notes:
+            print(f"note: {note}", file=sys.stderr)
+        share = f" of shard {shard}" if shard else ""
+        at_once = f"{chosen.slots} at a time, {chosen.threads} thread{'s' if chosen.threads > 1 else ''} each"
+        print(f"{len(study.shard(*part))} trainings{share}; {at_once}", file=sys.stderr)
+        with Watch(chosen.slots) as watch:
+            outcome = run_study(study, chosen, shard=part, report=watch)
     for event in outcome.failed:
         print(f"failed: {event.job.label}: {event.reason}\n  log: {event.job.log}", file=sys.stderr)
     elsewhere = f", {len(outcome.elsewhere)} running elsewhere" if outcome.elsewhere else ""
@@ -99,10 +112,11 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say how far a study is, or what a plan would do; nothing is started."""
-    from lookhere.bench.plan import read_plan
     from lookhere.bench.status import read_status
 
     if study.suffix == ".toml":
+        from lookhere.bench.plan import read_plan  # loads PyTorch, which a look at a folder does not need
+
         _show_plan(read_plan(study, data=data or (), only=only or (), settings=settings or ()), as_json)
         return
     if data or only or settings:
@@ -124,6 +138,24 @@ def report(
     if not begun:
         raise UsageError(f"{study}: no training of this study has begun")
     print(f"report: {write_report(begun, out or study / 'report.html', published=plan['published'])}")
+
+
+@contextmanager
+def _engine(
+    name: Literal["local", "ray"], plan: Plan, address: str | None, workers: int | None, per_device: int
+) -> Iterator[LocalEngine | RayEngine]:
+    """Return the engine for the trainings of a plan, which may hold a connection."""
+    options = [entry.config.training for entry in plan.entries]
+    devices = {training.device for training in options}
+    if name == "ray":
+        from lookhere.bench.cluster import RayEngine, connected
+
+        with connected(address or "auto"):
+            yield RayEngine(workers, per_device, devices, max(training.threads for training in options))
+        return
+    from lookhere.bench.local import LocalEngine
+
+    yield LocalEngine(workers, per_device, devices.pop() if len(devices) == 1 else "cpu")
 
 
 def _shard(text: str | None) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import warnings
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -63,6 +64,8 @@ class ViewOptions(Options):
     """With ``degrade = "swap"``: keep what is salient in the other image out of the kept view."""
     feather: float = Field(2.0, ge=0, le=50)
     """With ``degrade = "swap"``: standard deviation in pixels of the soft edge between region and background."""
+    scale: float = Field(1.0, ge=0.25, le=1)
+    """Side of the views over that of the image, which is reduced first: a kernel is in pixels of the view."""
 
     @model_validator(mode="after")
     def _check(self) -> ViewOptions:
@@ -71,6 +74,10 @@ class ViewOptions(Options):
         if self.blend == "sigma" and self.degrade != "blur":
             raise ValueError('blend: "sigma" varies the strength of a blur; with another degrade use "alpha"')
         return self
+
+    def side(self, side: int) -> int:
+        """Return the side in pixels of the views of an image with that side."""
+        return round(side * self.scale)
 
     def warn_if_truncated(self) -> None:
         """Warn if the kernel cuts the Gaussian off, which makes its nominal sigma misleading."""
@@ -92,7 +99,7 @@ def saliency_views(
     others: Images | None = None,
     others_saliency: Maps | None = None,
 ) -> Views:
-    """Return the four views of SAGE, section 3.1.
+    """Return the four views of SAGE, section 3.1; where ``options.scale`` is below 1, all four are smaller.
 
     Args:
         images: ``b c h w`` float, in any affine normalisation (blurring and blending commute with it).
@@ -104,7 +111,7 @@ def saliency_views(
         others_saliency: with ``others``, their maps (``b 1 h w``), zeros where there is none.
 
     Raises:
-        ValueError: shapes that do not fit, or a kernel larger than the image.
+        ValueError: shapes that do not fit, or a kernel larger than the view.
     """
     options = options or ViewOptions()
     options.warn_if_truncated()
@@ -113,6 +120,10 @@ def saliency_views(
             f"saliency must be b 1 h w beside images b c h w, got {(*saliency.shape,)} and {(*images.shape,)}"
         )
     saliency = saliency.to(images)
+    if options.scale < 1:
+        images, saliency = _reduced(images, options), _reduced(saliency, options)
+        others = others if others is None else _reduced(others, options)
+        others_saliency = others_saliency if others_saliency is None else _reduced(others_saliency, options)
     if options.blend == "sigma":
         blur = lambda strength: varying_blur(images, options.sigma * strength, options.kernel, options.padding)  # noqa: E731
         degraded = gaussian_blur(images, options.kernel, options.sigma, options.padding)
@@ -131,3 +142,8 @@ def saliency_views(
         degraded = others
         saliency = swap_region(saliency, others_saliency if options.respect_partner else None, options.feather)
     return Views(images, torch.lerp(degraded, images, saliency), degraded, torch.lerp(images, degraded, saliency))
+
+
+def _reduced(x: Tensor, options: ViewOptions) -> Tensor:
+    h, w = x.shape[-2:]
+    return F.interpolate(x, (options.side(h), options.side(w)), mode="bilinear", antialias=True, align_corners=False)

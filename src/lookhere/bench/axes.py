@@ -15,7 +15,7 @@ from lookhere.training.config import PLACES, flat, list_options
 
 SHORT = ("method", "backbone", "set", "seed")
 NO_AXIS = {
-    **dict.fromkeys(PLACES, "it says where something is and changes no result"),
+    **dict.fromkeys(PLACES, "it changes no result"),
     "method.name": "write 'method'",
     "backbone.name": "write 'backbone'",
     "data.manifest": "name data sets under [sets], and list their names as axis 'set'",

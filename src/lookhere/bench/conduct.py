@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from lookhere.bench.engine import Engine, Event, Job, in_use, is_finished
+from lookhere.bench.engine import Engine, Event, Job, in_use, is_done
 from lookhere.bench.study import Study
 from lookhere.errors import UsageError
 from lookhere.training.folder import write_json
@@ -50,7 +50,7 @@ def run_study(
     """
     outcome = Outcome()
     for job in study.shard(*shard):
-        (outcome.before if is_finished(job.folder, job.identity) else outcome.left).append(job)
+        (outcome.before if is_done(job) else outcome.left).append(job)
 
     def take(event: Event) -> None:
         _record(event, study.folder)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lookhere.bench import store
 from lookhere.bench.figures import (
     WIDTH,
     canvas,
@@ -19,8 +18,10 @@ from lookhere.bench.figures import (
     styles_of,
     wrapped,
 )
-from lookhere.bench.store import BASELINE, Group, differing
-from lookhere.bench.tables import Table, excludes_zero, seed_values
+from lookhere.bench.groups import BASELINE, Group, differing
+from lookhere.bench.groups import groups as gather
+from lookhere.bench.table import Table, excludes_zero
+from lookhere.bench.values import seed_values
 from lookhere.evaluation.ranks import Ranks, rank_methods
 from lookhere.training.config import PLACES
 
@@ -84,16 +85,15 @@ def rank_groups(groups: Sequence[Group], split: str, subset: str) -> Ranking | N
     labels: dict[tuple[str, ...], str] = {}
     by_data: dict[str, list[Group]] = {}
     for group in groups:
-        by_data.setdefault(group.runs[0].data_sha256, []).append(group)
+        by_data.setdefault(group.data, []).append(group)
     # Gathered by themselves, the groups of one data set have labels that do not tell the data.
-    gathered = [store.groups([run for group in several for run in group.runs]) for several in by_data.values()]
+    gathered = [gather([run for group in several for run in group.runs]) for several in by_data.values()]
     for group in (group for several in gathered for group in several):
-        data = group.runs[0].data_sha256
         own = {n: v for n, v in group.options.items() if n not in PLACES and n.partition(".")[0] != "data"}
         key = (group.result["backbone"], *(f"{name}={own[name]!r}" for name in sorted(own)))
         labels.setdefault(key, group.label)
         values = seed_values(group, split, subset, "auroc")
-        configurations.setdefault(key, {}).update({(data, seed): value for seed, value in values.items()})
+        configurations.setdefault(key, {}).update({(group.data, seed): value for seed, value in values.items()})
     blocks = sorted(set.intersection(*(set(found) for found in configurations.values())) if configurations else ())
     if len(configurations) < 3 or len(blocks) < FEWEST_BLOCKS:
         return None
@@ -140,13 +140,11 @@ def ablations(groups: Sequence[Group]) -> list[Ablation]:
     """Return every numeric option that takes at least `FEWEST_POINTS` values while all other options stay."""
     kinds: dict[tuple[str, str, str], list[Group]] = {}
     for group in groups:
-        kinds.setdefault((group.result["method"], group.result["backbone"], group.runs[0].data_sha256), []).append(
-            group
-        )
+        kinds.setdefault((group.result["method"], group.result["backbone"], group.data), []).append(group)
     found = []
     for (method, backbone, data), members in kinds.items():
         names = [name for name in differing(members) if name not in PLACES]
-        same = [g for g in groups if (g.result["backbone"], g.runs[0].data_sha256) == (backbone, data)]
+        same = [g for g in groups if (g.result["backbone"], g.data) == (backbone, data)]
         baseline = next((g for g in same if g.result["method"] == BASELINE and method != BASELINE), None)
         several = len({(b, d) for _, b, d in kinds}) > 1
         for name in names:

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_curve
 
 from lookhere.bench.figures import TITLES, WIDTH, band, canvas, encode, legend, legend_height, line_styles
-from lookhere.bench.store import Group
+from lookhere.bench.groups import Group
 from lookhere.evaluation.scores import Scores
 
 GRID = np.unique(np.concatenate([np.linspace(0, 1, 201), np.geomspace(1e-3, 0.1, 41)]))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lookhere.bench.groups import groups
 from lookhere.bench.report import write_report
 from lookhere.bench.run import train
-from lookhere.bench.store import find_runs, groups
+from lookhere.bench.store import find_runs
 from lookhere.bench.tables import comparison
 from lookhere.data.iris import make_iris
 from lookhere.errors import UsageError, nearest
@@ -35,7 +36,7 @@ class Scale:
 QUICK = Scale(size=96, train=400, val=120, test=600, backbone="resnet10t", epochs=4)
 FULL = Scale(size=128, train=1200, val=240, test=1200, backbone="resnet18", epochs=12)
 MANY = 4
-"""Of more methods than this, one seed is trained, so that a look at all of them takes half an hour at most."""
+"""Of more methods than this, one seed is trained: all of them then take 18 minutes of processor time."""
 
 
 def run_demo(out: Path, *, methods: str = "cross-entropy,sage", seeds: int | None = None, full: bool = False) -> Path:

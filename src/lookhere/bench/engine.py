@@ -6,10 +6,11 @@ share is a folder, so several engines, also on several machines, may work on one
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 from lookhere.errors import InUse, LookhereError
 
 if TYPE_CHECKING:  # a worker reads its first job, and what that needs, when its output goes to a file
+    from lookhere.bench.plan_file import StudyReliance
     from lookhere.training.config import Config
 
 
@@ -38,6 +40,8 @@ class Job:
     """The run folder."""
     log: Path
     """Where progress and warnings go."""
+    reliance: StudyReliance | None = None
+    """How reliance is measured after the training; none where no test image has a map."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,13 @@ def execute(job: Job) -> Event:
     started = time.monotonic()
     if in_use(job.folder):
         return Event(job, "elsewhere")
-    if is_finished(job.folder, job.identity):
+    if is_done(job):
         return Event(job, "done")
     try:
         from lookhere.bench.run import train
 
         train(job.config, job.folder, resume=True)
+        measure(job)
     except InUse:
         return Event(job, "elsewhere")
     except LookhereError as error:
@@ -88,6 +93,32 @@ def execute(job: Job) -> Event:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return Event(job, "failed", time.monotonic() - started, reason, traceback.format_exc())
     return Event(job, "done", time.monotonic() - started)
+
+
+def measure(job: Job) -> None:
+    """Measure the reliance of a finished training, unless that was done in the same way before."""
+    if job.reliance is None or is_measured(job.folder, job.reliance):
+        return
+    from lookhere.bench.finished import FinishedRun
+
+    run = replace(FinishedRun.load(job.folder, job.config.training.device), config=job.config)  # where data lies now
+    run.measure_reliance(options=job.reliance.options, bootstrap=job.reliance.bootstrap)
+
+
+def is_done(job: Job) -> bool:
+    """Is nothing of a job left to do?"""
+    measured = job.reliance is None or is_measured(job.folder, job.reliance)
+    return measured and is_finished(job.folder, job.identity)
+
+
+def is_measured(folder: Path, reliance: StudyReliance) -> bool:
+    """Does a run folder hold a reliance that was measured in this way?"""
+    try:
+        content = json.loads((folder / "reliance.json").read_text(encoding="utf-8"))
+        made = content["options"], content["bootstrap"]["resamples"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return bool(made == (reliance.options.model_dump(mode="json"), reliance.bootstrap))
 
 
 def is_finished(folder: Path, identity: str) -> bool:

@@ -7,22 +7,25 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lookhere.bench.groups import Group
 from lookhere.bench.resamples import Resamples
-from lookhere.bench.store import Group
-from lookhere.bench.tables import baseline_of, seed_values, test_splits
+from lookhere.bench.values import baseline_of, test_splits, trial_values
 from lookhere.evaluation.comparison import holm, sign_flip_p, widest
-from lookhere.evaluation.statistics import paired_difference, smallest_rank_p, summarise
+from lookhere.evaluation.folds import fold_means, paired_trials
+from lookhere.evaluation.statistics import smallest_rank_p, summarise
 
 VALUES = (
-    *("group", "method", "backbone", "data", "seed", "split", "kind", "subset", "positives", "negatives"),
+    *("group", "method", "backbone", "data", "seed", "fold", "split", "kind", "subset", "positives", "negatives"),
     *("metric", "value", "low", "high", "why"),
 )
-"""Columns of `values_csv`; ``low`` and ``high`` are a run's own 95 % bootstrap interval over its test images."""
+"""Columns of `values_csv`; ``low`` and ``high`` are a run's own 95 % bootstrap interval over its test images, and
+``fold`` is blank without cross-validation."""
 SUMMARY = (
-    *("group", "method", "backbone", "data", "split", "kind", "subset", "metric", "seeds", "mean", "sd"),
+    *("group", "method", "backbone", "data", "split", "kind", "subset", "metric", "seeds", "folds", "mean", "sd"),
     *("baseline", "pairs", "difference", "low", "high", "interval", "sign_flip_p", "holm_p", "smallest_p"),
 )
-"""Columns of `summary_csv`; ``holm_p`` is over all groups in the same metric and subset."""
+"""Columns of `summary_csv`; a seed's value is its mean over ``folds`` folds, blank without cross-validation, and
+``holm_p`` is over all groups in the same metric and subset."""
 
 
 def values_csv(groups: Sequence[Group]) -> str:
@@ -35,7 +38,7 @@ def values_csv(groups: Sequence[Group]) -> str:
                     counts = (subset["positives"], subset["negatives"])
                     measured = (found["value"], found["low"], found["high"], found.get("why", ""))
                     where = (subset["split"], subset["kind"], subset["name"])
-                    rows.append((*_about(group), run.seed, *where, *counts, metric, *measured))
+                    rows.append((*_about(group), run.seed, run.fold, *where, *counts, metric, *measured))
     return _csv(VALUES, rows)
 
 
@@ -62,14 +65,15 @@ def _compared(
     lines: list[tuple[Any, ...]] = []
     compared = []
     for group in groups:
-        values = seed_values(group, split, subset, metric)
-        if not values:
+        values = trial_values(group, split, subset, metric)
+        if not (seeds := fold_means(values)):
             continue
-        summary = summarise(list(values.values()))
-        start = (*_about(group), split, kind, subset, metric, len(values), summary.mean, summary.sd)
+        summary = summarise(list(seeds.values()))
+        folds = len({fold for _, fold in values}) if group.folds else None
+        start = (*_about(group), split, kind, subset, metric, len(seeds), folds, summary.mean, summary.sd)
         baseline = baseline_of(group, groups)
-        pairs = {} if baseline is None else seed_values(baseline, split, subset, metric)
-        difference = paired_difference(values, pairs)
+        others = {} if baseline is None else trial_values(baseline, split, subset, metric)
+        difference = paired_trials(values, others, group.test_ratio)
         if baseline is None or not difference.n or metric.startswith("realised"):
             lines.append((*start, *[None] * 9))
             continue

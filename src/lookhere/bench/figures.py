@@ -18,9 +18,9 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from lookhere.bench.store import Group, Run
-from lookhere.bench.tables import RELIANCE, measure, measure_reliance
-from lookhere.evaluation.alterations import CONDITIONS
+from lookhere.bench.groups import Group
+from lookhere.bench.store import Run
+from lookhere.bench.values import measure, seed_values
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's colours, which people with any kind of colour vision tell apart."""
@@ -79,6 +79,7 @@ def dot_figure(groups: Sequence[Group], split: str, subset: str) -> str | None:
     }
     if not any(values.values()):
         return None
+    means = {group.label: list(seed_values(group, split, subset, "auroc").values()) for group in groups}
     styles = line_styles(groups)
     labels = [wrapped(label) for label in values]
     with canvas(WIDTH, 0.8 + sum(0.19 + 0.17 * (1 + label.count("\n")) for label in labels)) as figure:
@@ -86,42 +87,17 @@ def dot_figure(groups: Sequence[Group], split: str, subset: str) -> str | None:
         for height, (label, several) in enumerate(values.items()):
             color = styles[label]["color"]
             scatter_seeds(axis, several, height, color)
-            if several:
-                axis.plot(np.mean(several), height, "|", color=color, markersize=17, markeredgewidth=2.4)
+            if means[label]:
+                axis.plot(np.mean(means[label]), height, "|", color=color, markersize=17, markeredgewidth=2.4)
         axis.set_yticks(range(len(values)), labels)
-        axis.set(ylim=(len(values) - 0.5, -0.5), xlabel="AUROC (dot: one seed, bar: mean)")
+        axis.set(ylim=(len(values) - 0.5, -0.5), xlabel=f"AUROC (dot: one {one_of(groups)}, bar: mean)")
         axis.grid(axis="y", visible=False)
         return encode(figure)
 
 
-def reliance_figure(groups: Sequence[Group], split: str, subset: str) -> str | None:
-    """Draw the AUROC on altered images, a line per condition, a dot per run and a larger one at a group's mean."""
-    styles = line_styles(groups)
-    names = list(CONDITIONS)
-    drawn = False
-    with canvas(WIDTH, 0.8 + legend_height(list(styles)) + len(names) * (0.22 + 0.09 * len(groups))) as figure:
-        axis = figure.subplots()
-        for i, group in enumerate(groups):
-            color, marker = styles[group.label]["color"], styles[group.label]["marker"]
-            offset = 0.7 * ((i + 0.5) / len(groups) - 0.5)
-            for height, name in enumerate(names):
-                found = [measure_reliance(run, split, subset, name)["value"] for run in group.runs]
-                values = [value for value in found if value is not None]
-                at = [height + offset] * len(values)
-                axis.plot(values, at, ".", color=color, alpha=0.55, markersize=4, markeredgewidth=0)
-                if values:
-                    axis.plot(np.mean(values), at[0], marker, color=color, markersize=6, markeredgewidth=0)
-                    drawn = True
-        if not drawn:
-            return None
-        axis.axvline(0.5, color="#999999", linewidth=0.9, linestyle="--")
-        axis.set_yticks(range(len(names)), [RELIANCE[name] for name in names])
-        axis.set(ylim=(len(names) - 0.5, -0.5), xlabel="AUROC (small dot: one seed, large: mean; dashed: chance)")
-        axis.grid(axis="y", visible=False)
-        for height in range(1, len(names)):
-            axis.axhline(height - 0.5, color="#e8e8e8", linewidth=0.7)
-        legend(figure, {label: style | {"linestyle": ""} for label, style in styles.items()}, marked=True)
-        return encode(figure)
+def one_of(groups: Sequence[Group]) -> str:
+    """Return what a single training of these groups is called."""
+    return "training" if any(group.folds for group in groups) else "seed"
 
 
 def training_figure(groups: Sequence[Group], part: str) -> str | None:

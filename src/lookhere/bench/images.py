@@ -14,8 +14,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from lookhere.bench.curves import roc_curves
+from lookhere.bench.groups import Group
 from lookhere.bench.resamples import Tested
-from lookhere.bench.store import Group
 from lookhere.data.cache import Dataset, load_dataset
 from lookhere.data.manifest import DataOptions, SaliencyOptions, read_manifest
 from lookhere.data.protocol import ProtocolOptions, apply_protocol
@@ -70,36 +70,40 @@ def read_evidence(group: Group) -> Evidence:
     The threshold of a run is its own, from ``val``; where that is undefined, a probability of 0.5 (margin 0).
 
     Raises:
-        DataError: damaged predictions, or runs of one group with different test images.
+        DataError: damaged predictions, or runs of one group (and fold) with different test images.
     """
     curves: dict[str, list[dict[str, np.ndarray]]] = {}
     tested: list[dict[str, Tested]] = []
     positive = group.result["positive"]
-    first: Scores | None = None
-    total: Any = 0.0
+    firsts: dict[int, Scores] = {}
+    totals: dict[int, Any] = {}
     for run in group.runs:
+        fold = run.trial.fold
         scores = run.scores()
         test = scores.select(np.char.startswith(scores.split.astype(str), "test") & (scores.label >= 0))
         splits = sorted(set(test.split))
         for split in splits:
             curves.setdefault(split, []).append(roc_curves(test, positive, split))
         tested.append({split: Tested.of(test, positive, split) for split in splits})
-        first = first or test
+        first = firsts.setdefault(fold, test)
         if not np.array_equal(first.id, test.id):
             raise DataError(
                 f"{run.folder / 'predictions.csv'}: test images differ from those of {group.runs[0].folder}"
             )
-        total = total + test.margin(positive) - (run.result["evaluation"]["threshold"]["value"] or 0.0)
-    assert first is not None, "a group has at least one run"
-    margin = np.asarray(total) / len(group.runs)
-    is_positive = first.label == first.classes.index(positive)
+        above = totals.get(fold, 0.0) + test.margin(positive)
+        totals[fold] = above - (run.result["evaluation"]["threshold"]["value"] or 0.0)
+    tests = [firsts[fold] for fold in totals]
+    names, splits_of, labels, types = (
+        np.concatenate([getattr(test, part) for test in tests]) for part in ("id", "split", "label", "type")
+    )
+    folds = [run.trial.fold for run in group.runs]
+    margin = np.concatenate([total / folds.count(fold) for fold, total in totals.items()])
+    classes = tests[0].classes
+    is_positive = labels == classes.index(positive)
 
     def mistakes(rows: np.ndarray) -> list[Mistake]:
         surest = rows[np.argsort(-np.abs(margin[rows]), kind="stable")][:ERRORS]
-        return [
-            Mistake(first.id[i], first.split[i], first.classes[first.label[i]], first.type[i], float(margin[i]))
-            for i in surest
-        ]
+        return [Mistake(names[i], splits_of[i], classes[labels[i]], types[i], float(margin[i])) for i in surest]
 
     return Evidence(
         curves,

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from lookhere.bench.tables import Cell, Table
+from lookhere.bench.table import Cell, Table
 
 HEAD = "% Made by `lookhere report`. Needs LaTeX of 2020 or newer and \\usepackage{booktabs}; \\input this file.\n"
 APART = "\N{ZERO WIDTH SPACE}"
@@ -78,8 +78,7 @@ def latex(table: Table, label: str) -> str:
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             if len(cell.values) > 1:
-                seeds = ", ".join(map(str, row.seeds))
-                comment = f"{row.label}, {column.title}, seeds {seeds}: {' '.join(cell.values)}"
+                comment = f"{row.label}, {column.title}, {row.trained}: {' '.join(cell.values)}"
                 lines.append("% " + " ".join(comment.split()))
         lines.append(_row([escape(row.label), *map(_value, row.cells)]))
         if any(cell.difference for cell in row.cells):

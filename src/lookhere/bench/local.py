@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 
 from lookhere.bench.engine import Event, Job
-from lookhere.bench.worker import serve
+from lookhere.bench.worker import environment, serve
 
 PATIENCE = 30.0
 """Seconds that workers have to stop before they are killed."""
@@ -40,8 +40,7 @@ class LocalEngine:
         self.threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // self.slots))
         self.environments = [
             {
-                **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self.threads)),
-                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
+                **environment(self.threads),
                 **({"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}),
             }
             for index in range(self.slots)

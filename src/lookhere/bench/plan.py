@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from lookhere.bench.axes import Choice, check_axes, check_conditions, choose_methods, name_sets, read_axes, read_only
-from lookhere.bench.plan_file import PlanFile, Published, as_list, method_options, placed, read_plan_file
+from lookhere.bench.plan_file import (
+    PlanFile,
+    Published,
+    StudyReliance,
+    as_list,
+    method_options,
+    placed,
+    read_plan_file,
+)
 from lookhere.errors import UsageError
 from lookhere.options import read_settings
 from lookhere.training.config import Config, configure, flat
@@ -20,6 +28,8 @@ SHOWN = 20
 """Problems that are told at once."""
 OPTION = {"method": "method.name", "backbone": "backbone.name"}
 """The options that short names of axes stand for."""
+AVERAGED = ("seed", "protocol.fold")
+"""Axes whose trainings the report averages over."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class Plan:
     title: str
     entries: tuple[Entry, ...]
     axes: dict[str, list[Any]] = field(default_factory=dict)
+    reliance: StudyReliance = field(default_factory=StudyReliance)
     published: tuple[Published, ...] = ()
     notes: tuple[str, ...] = ()
     """What one might not see in the file, a sentence each."""
@@ -70,14 +81,16 @@ def read_plan(path: Path, *, data: Sequence[str] = (), only: Sequence[str] = (),
         path: the file.
         data: ``NAME=PATH``, manifests of the plan's data sets; ``PATH`` alone for a plan without an axis ``set``.
         only: ``AXIS=VALUE``, the values of an axis that are kept; repeatable.
-        settings: ``dotted.name=value``, for all trainings.
+        settings: ``dotted.name=value``, for all trainings; ``reliance.…`` for what is measured after each.
 
     Raises:
         UsageError: all options that are wrong, with their dotted and the nearest names. A manifest that is not there
             is no error here, see ``Plan.missing``.
     """
     try:
-        file, base = read_plan_file(path)
+        given = read_settings(settings)
+        reliance = {name: given.pop(name) for name in list(given) if name.startswith("reliance.")}
+        file, base = read_plan_file(path, reliance)
         axes, notes = read_axes(file)
         choices = choose_methods(axes.get("method", [base.get("method", {}).get("name", "sage")]), file.methods)
         notes += check_axes(axes, choices, file)
@@ -85,7 +98,6 @@ def read_plan(path: Path, *, data: Sequence[str] = (), only: Sequence[str] = (),
         shown = axes | ({"method": [choice.label for choice in choices]} if "method" in axes else {})
         check_conditions(file, shown, choices)
         kept = read_only(only, shown, choices)
-        given = read_settings(settings)
         entries = _entries(axes, choices, sets, file, base, path.parent, given)
         notes += _check_published(file.published, entries, shown)
     except UsageError as error:
@@ -96,7 +108,7 @@ def read_plan(path: Path, *, data: Sequence[str] = (), only: Sequence[str] = (),
         raise UsageError(f"{path}: no training is left" + (f" by --only {' '.join(only)}" if only else ""))
     used = {entry.assignment.get("set", "") for entry in chosen}
     missing = {name: what for name, what in missing.items() if name in used}
-    return Plan(path, file.title, chosen, shown, file.published, tuple(notes), missing)
+    return Plan(path, file.title, chosen, shown, file.reliance, file.published, tuple(notes), missing)
 
 
 def _entries(
@@ -184,7 +196,7 @@ def _check_published(published: Sequence[Published], entries: Sequence[Entry], a
             if other := [axis for axis in number.when if axis not in axes]:
                 raise UsageError(f"published, {one.source}: '{other[0]}' is not an axis of this plan")
             found = [entry.assignment for entry in entries if entry.matches(number.when)]
-            groups = {repr({axis: value for axis, value in chosen.items() if axis != "seed"}) for chosen in found}
+            groups = {repr({axis: value for axis, value in chosen.items() if axis not in AVERAGED}) for chosen in found}
             if len(groups) > 1:
                 where = f"published, {one.source}, {', '.join(map(str, number.when.values()))}"
                 raise UsageError(f"{where}: fits {len(groups)} groups of trainings; name more axes")

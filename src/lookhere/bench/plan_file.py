@@ -27,6 +27,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lookhere.errors import UsageError, nearest
+from lookhere.evaluation.alterations import RelianceOptions
 from lookhere.evaluation.evaluate import DEFINITIONS
 from lookhere.options import Options, build_options, put
 from lookhere.training.config import Config, flat
@@ -83,6 +84,20 @@ class Published(Options):
         return metric
 
 
+class StudyReliance(RelianceOptions):
+    """``[reliance]``: how reliance on the salient region is measured after each training (docs/reliance.md)."""
+
+    measure: bool = True
+    """Measure it wherever test images have maps."""
+    bootstrap: int = Field(1000, ge=0, le=100_000)
+    """Resamples for the intervals; 0 gives none."""
+
+    @property
+    def options(self) -> RelianceOptions:
+        """How images are altered."""
+        return RelianceOptions(**self.model_dump(include=set(RelianceOptions.model_fields)))
+
+
 class PlanFile(Options):
     """What a plan may hold."""
 
@@ -107,17 +122,26 @@ class PlanFile(Options):
     """Axes with values whose trainings are left out."""
     adjust: tuple[Adjustment, ...] = ()
     """Options for some of the trainings."""
+    reliance: StudyReliance = StudyReliance()
+    """What is measured after each training, beside its test."""
     published: tuple[Published, ...] = ()
     """Numbers to compare with."""
 
 
-def read_plan_file(path: Path) -> tuple[PlanFile, dict[str, Any]]:
+def read_plan_file(path: Path, reliance: Mapping[str, Any] | None = None) -> tuple[PlanFile, dict[str, Any]]:
     """Return what a plan file holds, and the nested options that all of its trainings start from.
+
+    Args:
+        path: the file.
+        reliance: options of ``[reliance]`` by dotted name, which go over the file's.
 
     Raises:
         UsageError: the file or the configuration that it names cannot be read; unknown entries.
     """
-    file = build_options(PlanFile, _read_toml(path))
+    content = _read_toml(path)
+    for name, value in (reliance or {}).items():
+        put(content, name, value)
+    file = build_options(PlanFile, content)
     base: dict[str, Any] = {}
     if file.config:
         there = path.parent / file.config

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lookhere.bench.run import FinishedRun
+from lookhere.bench.finished import FinishedRun
 from lookhere.data.cache import Dataset
 from lookhere.data.decode import upright_size
 from lookhere.data.importers.pixels import link_or_copy, write_map

@@ -9,8 +9,10 @@ from typing import Any
 
 from scipy import stats
 
-from lookhere.bench.store import Group, Run
-from lookhere.bench.tables import TITLES, Cell, Column, Row, Table, measure, number, test_splits
+from lookhere.bench.groups import Group
+from lookhere.bench.store import Run
+from lookhere.bench.table import Cell, Column, Row, Table, number
+from lookhere.bench.values import TITLES, measure, seed_values, test_splits
 from lookhere.evaluation.evaluate import DEFINITIONS
 from lookhere.evaluation.statistics import summarise
 
@@ -69,16 +71,17 @@ def published_tables(published: Sequence[Mapping[str, Any]], runs: Mapping[str, 
 
 
 def _row(source: Mapping[str, Any], entry: Mapping[str, Any], runs: Mapping[str, Run]) -> Row | None:
-    mine = sorted((runs[name] for name in entry["runs"] if name in runs), key=lambda run: run.seed)
+    mine = sorted((runs[name] for name in entry["runs"] if name in runs), key=lambda run: run.trial)
     if not mine:
         return None
     metric = source["metric"]
-    split = source["split"] or next(iter(test_splits([Group("", tuple(mine))])), "test")
+    group = Group("", tuple(mine))
+    split = source["split"] or next(iter(test_splits([group])), "test")
     found = [measure(run, split, source["kind"], metric)["value"] for run in mine]
-    values = [value for value in found if value is not None]
+    values = list(seed_values(group, split, source["kind"], metric).values())
     cells = [Cell(f"{number(entry['mean'], metric)} ± {number(entry['sd'], metric)}", mean=entry["mean"])]
     if not values:
-        return Row(entry["label"], tuple(run.seed for run in mine), "", (*cells, *[Cell("undefined")] * 3))
+        return Row(entry["label"], group.seeds, "", (*cells, *[Cell("undefined")] * 3), group.folds)
     summary = summarise(values)
     sd = "" if summary.sd is None else f" ± {number(summary.sd, metric)}"
     listed = tuple("undefined" if value is None else number(value, metric) for value in found)
@@ -91,4 +94,4 @@ def _row(source: Mapping[str, Any], entry: Mapping[str, Any], runs: Mapping[str,
     else:
         ends = ", ".join(number(end, metric, sign=True) for end in (tested.low, tested.high))
         cells += [Cell(f"{difference} [{ends}]", mean=tested.difference), Cell(f"{tested.p:.2g}", mean=tested.p)]
-    return Row(entry["label"], tuple(run.seed for run in mine), "", tuple(cells))
+    return Row(entry["label"], group.seeds, "", tuple(cells), group.folds)

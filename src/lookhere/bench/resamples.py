@@ -1,6 +1,7 @@
-"""What pairs of groups need from the predictions: intervals over seeds and test images, and DeLong's test of each seed.
+"""What pairs of groups need from the predictions: intervals over seeds and test images, and DeLong's tests.
 
-All runs on the same data are ranked on the same draws of its test images, once for all pairs and subsets.
+All runs on the same data are ranked on the same draws of its test images, once for all pairs and subsets. The folds of
+a cross-validation have other test images, which are drawn by themselves.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from lookhere.bench.store import Group
+from lookhere.bench.groups import Group
 from lookhere.errors import DataError
 from lookhere.evaluation.comparison import Draws, Names, draw_aurocs, hierarchical_interval
 from lookhere.evaluation.delong import DeLong, delong_test
+from lookhere.evaluation.folds import Trial, fold_means
 from lookhere.evaluation.scores import Scores
 
 RESAMPLES = 2000
@@ -63,39 +65,41 @@ class Resamples:
     def __init__(self, groups: Sequence[Group], tested: Mapping[str, Sequence[Mapping[str, Tested]]]) -> None:
         self.groups = groups
         self.tested = tested
-        self._draws: dict[tuple[str, str], tuple[Draws | None, dict[tuple[str, int], int]]] = {}
-        self._aurocs: dict[tuple[str, str, str], NDArray[np.float64]] = {}
+        self._draws: dict[tuple[str, int, str], tuple[Draws | None, dict[tuple[str, int], int]]] = {}
+        self._aurocs: dict[tuple[str, int, str, str], NDArray[np.float64]] = {}
 
     def interval(self, group: Group, baseline: Group, split: str, subset: str) -> tuple[float, float] | None:
         """Return the 95 % interval of the mean difference in AUROC over seeds and images (`hierarchical_interval`).
 
         None for fewer than two seeds in common, other test images, or a class with one image or group.
         """
-        common = sorted(set(group.seeds) & set(baseline.seeds))
-        data = group.runs[0].data_sha256
-        if len(common) < 2 or baseline.runs[0].data_sha256 != data:
+        common = _common(group, baseline)
+        if len(set(group.seeds) & set(baseline.seeds)) < 2 or baseline.data != group.data:
             return None
-        draws, rows = self._drawn(data, split)
-        pairs = [(rows.get((group.label, seed)), rows.get((baseline.label, seed))) for seed in common]
-        found = [(a, b) for a, b in pairs if a is not None and b is not None]
-        if draws is None or len(found) < len(common):
-            return None
-        key = (data, split, subset)
-        if key not in self._aurocs:
-            self._aurocs[key] = draws.auroc(_kinds(draws.kinds, subset))
-        aurocs = self._aurocs[key]
-        return hierarchical_interval(np.stack([aurocs[a] - aurocs[b] for a, b in found]), seed=SEED)
+        differences: dict[Trial, NDArray[np.float64]] = {}
+        for trial in common:
+            draws, rows = self._drawn(group.data, trial.fold, split)
+            a, b = rows.get((group.label, trial.seed)), rows.get((baseline.label, trial.seed))
+            if draws is None or a is None or b is None:
+                return None
+            if kinds := _kinds(draws.kinds, subset):  # not every fold has every type
+                key = (group.data, trial.fold, split, subset)
+                if key not in self._aurocs:
+                    self._aurocs[key] = draws.auroc(kinds)
+                differences[trial] = self._aurocs[key][a] - self._aurocs[key][b]
+        seeds = list(fold_means(differences).values())
+        return hierarchical_interval(np.stack(seeds), seed=SEED) if len(seeds) > 1 else None
 
-    def delong(self, group: Group, baseline: Group, split: str, subset: str) -> dict[int, DeLong]:
-        """Return DeLong's test of the trainings of each seed in common, where it is defined."""
+    def delong(self, group: Group, baseline: Group, split: str, subset: str) -> dict[Trial, DeLong]:
+        """Return DeLong's test of each pair of trainings, by the seed and fold that they share, where it is defined."""
         found = {}
-        for seed in sorted(set(group.seeds) & set(baseline.seeds)):
-            a, b = (self.tested[one.label][one.seeds.index(seed)].get(split) for one in (group, baseline))
+        for trial in _common(group, baseline):
+            a, b = (self.tested[one.label][_trials(one).index(trial)].get(split) for one in (group, baseline))
             if a is None or b is None or not a.same_images(b):
                 continue
             rows = ~a.is_positive | np.isin(a.kind.astype(str), _kinds(a.kinds, subset))
             try:
-                found[seed] = delong_test(a.margin[rows], b.margin[rows], a.is_positive[rows])
+                found[trial] = delong_test(a.margin[rows], b.margin[rows], a.is_positive[rows])
             except DataError:  # a class with fewer than two images
                 continue
         return found
@@ -106,16 +110,16 @@ class Resamples:
             bool((run[split].group != "").any()) for runs in self.tested.values() for run in runs if split in run
         )
 
-    def _drawn(self, data: str, split: str) -> tuple[Draws | None, dict[tuple[str, int], int]]:
-        """Return the draws of all runs on some data, and the row of each label and seed in them."""
-        if (data, split) not in self._draws:
+    def _drawn(self, data: str, fold: int, split: str) -> tuple[Draws | None, dict[tuple[str, int], int]]:
+        """Return the draws of all runs on a fold of some data, and the row of each label and seed in them."""
+        if (data, fold, split) not in self._draws:
             first: Tested | None = None
             rows: dict[tuple[str, int], int] = {}
             margins: list[NDArray[np.float64]] = []
             for group in self.groups:
                 for run, splits in zip(group.runs, self.tested[group.label], strict=True):
                     tested = splits.get(split)
-                    if run.data_sha256 != data or tested is None:
+                    if (group.data, run.trial.fold) != (data, fold) or tested is None:
                         continue
                     first = first or tested
                     if tested.same_images(first):
@@ -124,9 +128,18 @@ class Resamples:
             draws = None
             if first is not None:
                 about = (first.is_positive, first.group, first.kind)
-                draws = draw_aurocs(margins, *about, resamples=RESAMPLES, seed=SEED)
-            self._draws[data, split] = (draws, rows)
-        return self._draws[data, split]
+                draws = draw_aurocs(margins, *about, resamples=RESAMPLES, seed=SEED + fold)
+            self._draws[data, fold, split] = (draws, rows)
+        return self._draws[data, fold, split]
+
+
+def _trials(group: Group) -> list[Trial]:
+    return [run.trial for run in group.runs]
+
+
+def _common(group: Group, baseline: Group) -> list[Trial]:
+    """Return the seeds and folds that both have."""
+    return sorted(set(_trials(group)) & set(_trials(baseline)))
 
 
 def _kinds(kinds: Sequence[str], subset: str) -> list[str]:

@@ -79,7 +79,8 @@ def read_status(folder: Path) -> Status:
     pace, waiting = Pace(), []
     for run in plan["runs"]:
         name, path = run["name"], folder / "runs" / run["name"]
-        if name in there and (path / "result.json").exists():
+        last = ("result.json", "reliance.json") if run.get("measured") else ("result.json",)
+        if name in there and all((path / file).exists() for file in last):
             status.done += 1
             if (seconds := read_seconds(path)) is not None:
                 pace.add(run["kind"], seconds)

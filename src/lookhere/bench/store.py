@@ -1,4 +1,4 @@
-"""Finished trainings on disk: found below folders, read back, and gathered into groups that differ by their seed."""
+"""Finished trainings on disk: found below folders, and read back."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lookhere.errors import DataError, UsageError
+from lookhere.evaluation.folds import Trial
 from lookhere.evaluation.scores import Scores, read_scores
-from lookhere.training.config import PLACES, flat
 
 FORMAT = 1
-BASELINE = "cross-entropy"
-"""The method that others are compared with, where it is there."""
 RELIANCE_KEYS = ("weights_sha256", "data", "options", "bootstrap", "splits", "subsets")
 RESULT_KEYS = ("method", "backbone", "seed", "classes", "positive", "identity", "group", "data", "evaluation")
 
@@ -43,6 +40,17 @@ class Run:
     def seed(self) -> int:
         """The seed of the training."""
         return int(self.result["seed"])
+
+    @property
+    def fold(self) -> int | None:
+        """The fold of a cross-validation that the run is tested on, if it is one of several that can be gathered."""
+        folds = self.config.get("protocol", {}).get("kind") == "group-folds" and "whole_sha256" in self.result["data"]
+        return int(self.config["protocol"].get("fold", 0)) if folds else None
+
+    @property
+    def trial(self) -> Trial:
+        """What trainings of two groups are paired by."""
+        return Trial(self.seed, self.fold or 0)
 
     @property
     def data_sha256(self) -> str:
@@ -74,29 +82,6 @@ class Found:
     """Folder of a run without ``result.json`` → epochs it has done."""
     duplicates: dict[Path, Path]
     """Folder of a run that repeats another one's identity, and is left out → the folder that is kept."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ only by their seed, in the order of their seeds."""
-
-    label: str
-    runs: tuple[Run, ...] = field(repr=False)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds, ascending."""
-        return tuple(run.seed for run in self.runs)
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """The result of the first seed, for what all seeds have in common."""
-        return self.runs[0].result
-
-    @cached_property
-    def options(self) -> dict[str, Any]:
-        """The configuration by dotted name, without the seed."""
-        return {name: value for name, value in flat(self.runs[0].config).items() if name != "seed"}
 
 
 def find_runs(paths: Iterable[Path]) -> Found:
@@ -132,50 +117,6 @@ def find_runs(paths: Iterable[Path]) -> Found:
     if not kept and not unfinished:
         raise UsageError(f"{', '.join(map(str, paths))}: no run found; a run folder holds run.toml and result.json")
     return Found(list(kept.values()), unfinished, duplicates)
-
-
-def groups(runs: Sequence[Run]) -> list[Group]:
-    """Gather the runs that differ only by their seed, cross-entropy first, then in the order they are given.
-
-    The label of a group is its method, followed by what sets it apart: backbone and data where the groups differ in
-    them, and the options in which groups of the same method differ, as in ``sage (batch_norm=joint)``.
-    """
-    by_group: dict[str, list[Run]] = {}
-    for run in runs:
-        by_group.setdefault(run.result["group"], []).append(run)
-    unlabelled = [Group("", tuple(sorted(members, key=lambda run: run.seed))) for members in by_group.values()]
-    unlabelled.sort(key=lambda group: group.result["method"] != BASELINE)
-    labels = [_label(group, unlabelled) for group in unlabelled]
-    return [
-        # What no option tells, such as weights that changed in their file, the identity does.
-        Group(label if labels.count(label) == 1 else f"{label} [{group.result['group'][:8]}]", group.runs)
-        for label, group in zip(labels, unlabelled, strict=True)
-    ]
-
-
-def _label(group: Group, everyone: Sequence[Group]) -> str:
-    method, backbone, sha256 = _kind(group)
-    parts = []
-    if len({other.result["backbone"] for other in everyone}) > 1:
-        parts.append(backbone)
-    names = {other.runs[0].data_sha256: str(other.result["data"].get("name")) for other in everyone}
-    if len(names) > 1:
-        alone = list(names.values()).count(names[sha256]) == 1
-        parts.append(names[sha256] if alone else f"data {sha256[:8]}")
-    for name in differing([other for other in everyone if _kind(other) == _kind(group)]):
-        if name not in PLACES:
-            parts.append(f"{name.rsplit('.', 1)[-1]}={group.options.get(name, 'unset')}")
-    return f"{method} ({', '.join(parts)})" if parts else method
-
-
-def _kind(group: Group) -> tuple[str, str, str]:
-    return group.result["method"], group.result["backbone"], group.runs[0].data_sha256
-
-
-def differing(several: Sequence[Group]) -> list[str]:
-    """Return the dotted names of the options that are not the same in all groups, in alphabetical order."""
-    names = sorted({name for group in several for name in group.options})
-    return [name for name in names if len({repr(group.options.get(name)) for group in several}) > 1]
 
 
 def _run_folders(path: Path) -> Iterable[str]:

@@ -6,8 +6,9 @@
     DIR/logs/NAME.log     what the training printed
     DIR/failed/NAME.json  why a training failed; gone once it succeeds
 
-A training is done when its run folder holds ``result.json``, and there is no other record of it: a study that was
-killed goes on where it was, and the folders of two machines become one by copying them together.
+A training is done when its run folder holds ``result.json`` and, where test images have maps, ``reliance.json``. There
+is no other record of it: a study that was killed goes on where it was, and the folders of two machines become one by
+copying them together.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from filelock import FileLock
 
 from lookhere import launch
 from lookhere.bench.engine import Job
-from lookhere.bench.plan import Entry, Plan
+from lookhere.bench.plan import AVERAGED, Entry, Plan
 from lookhere.bench.run import read_rows
-from lookhere.data.cache import load_dataset
+from lookhere.data.cache import Dataset, load_dataset
 from lookhere.errors import DataError, UsageError
+from lookhere.evaluation.alterations import RelianceOptions
+from lookhere.evaluation.pairs import pair_images
 from lookhere.training.devices import resolve_device
 from lookhere.training.folder import write_json
 
@@ -90,7 +93,7 @@ def _jobs(plan: Plan, folder: Path) -> list[Job]:
     there = {path.name[-8:]: path.name for path in runs.iterdir()} if runs.is_dir() else {}
     names: dict[str, str] = {}
     jobs = []
-    for entry, sha256 in zip(plan.entries, _read_data(plan.entries), strict=True):
+    for entry, (sha256, has_reliance) in zip(plan.entries, _read_data(plan), strict=True):
         config = entry.config
         try:
             digest = identity = config.identity(sha256)
@@ -102,7 +105,8 @@ def _jobs(plan: Plan, folder: Path) -> list[Job]:
             names[digest] = found if mine else f"{_readable(entry)}-{digest[:8]}"
         name = names[digest]
         log = folder / "logs" / f"{name}.log"
-        jobs.append(Job(name, entry.label, entry.kind, config, identity, runs / name, log))
+        reliance = plan.reliance if has_reliance else None
+        jobs.append(Job(name, entry.label, entry.kind, config, identity, runs / name, log, reliance))
     if len(set(names.values())) < len(names):
         raise UsageError(f"{plan.path}: two runs whose identities begin alike; divide the plan into two folders")
     return jobs
@@ -114,13 +118,14 @@ def _readable(entry: Entry) -> str:
     return "-".join(re.sub(r"[^\w.]+", "-", str(part)) for part in parts if part != "")
 
 
-def _read_data(entries: Sequence[Entry]) -> list[str]:
-    """Return the identity of each training's data, decoded once for all that share it."""
-    hashes: dict[str, str] = {}
+def _read_data(plan: Plan) -> list[tuple[str, bool]]:
+    """Return for each training the identity of its data, decoded once for all that share it, and whether reliance is
+    to be measured on it."""
+    found: dict[str, tuple[str, bool]] = {}
     checked: dict[str, None] = {}
     problems: dict[str, None] = {}
     keys = []
-    for config in (entry.config for entry in entries):
+    for config in (entry.config for entry in plan.entries):
         key = config.model_dump_json(include={"data", "saliency", "protocol"})
         keys.append(key)
         trained = f"{key} {config.method.name} {config.training.select}"
@@ -129,27 +134,34 @@ def _read_data(entries: Sequence[Entry]) -> list[str]:
         checked[trained] = None
         try:
             rows = read_rows(config)
-            if key not in hashes:
-                hashes[key] = load_dataset(config.data, config.saliency, rows).sha256
+            if key not in found:
+                dataset = load_dataset(config.data, config.saliency, rows)
+                found[key] = dataset.sha256, plan.reliance.measure and _has_reliance(dataset, plan.reliance.options)
         except DataError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise DataError(list(problems))
-    return [hashes[key] for key in keys]
+    return [found[key] for key in keys]
+
+
+def _has_reliance(dataset: Dataset, options: RelianceOptions) -> bool:
+    return any(len(pair_images(dataset, split, options).rows) for split in dataset.manifest.test_splits)
 
 
 def _resolved(plan: Plan, jobs: Sequence[Job]) -> dict[str, Any]:
     """Return the content of ``plan.json``."""
     runs: dict[str, dict[str, Any]] = {}
     for entry, job in zip(plan.entries, jobs, strict=True):
-        runs.setdefault(job.name, {"name": job.name, "label": job.label, "kind": job.kind, "axes": entry.assignment})
+        about = {"label": job.label, "kind": job.kind, "measured": job.reliance is not None, "axes": entry.assignment}
+        runs.setdefault(job.name, {"name": job.name, **about})
     published = []
     for one in plan.published:
         numbers = []
         for number in one.numbers:
             found = [(e, job) for e, job in zip(plan.entries, jobs, strict=True) if e.matches(number.when)]
             if found:
-                group = Entry({k: v for k, v in found[0][0].assignment.items() if k != "seed"}, found[0][0].config)
+                first, _ = found[0]
+                group = Entry({k: v for k, v in first.assignment.items() if k not in AVERAGED}, first.config)
                 names = [job.name for _, job in found]
                 numbers.append({"label": group.label, "mean": number.mean, "sd": number.sd, "runs": names})
         published.append({**one.model_dump(exclude={"numbers"}), "numbers": numbers})

@@ -1,4 +1,4 @@
-"""What runs in a worker process of the local engine. It is quick to load: PyTorch comes with the first job."""
+"""What runs in the worker processes of all engines. It is quick to load: PyTorch comes with the first job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from lookhere.bench.engine import Job, execute
+from lookhere.bench.engine import Event, Job, execute
 
 
 def serve(connection: Connection, threads: int) -> None:
@@ -25,25 +25,22 @@ def serve(connection: Connection, threads: int) -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
     while True:
         try:
-            _write_to(connection.recv())
+            write_to(connection.recv())
             job: Job = connection.recv()  # loads PyTorch the first time
         except (EOFError, OSError):
             return
-        import torch
-
-        torch.set_num_threads(threads)  # the last job may have had a number of its own
-        if torch.cuda.is_initialized():
-            torch.cuda.reset_peak_memory_stats()
-        print(f"{time.strftime('%F %T')} {job.label}: process {os.getpid()} on {socket.gethostname()}", flush=True)
-        event = execute(job)
-        print(f"{time.strftime('%F %T')} {event.state} {event.reason}\n{event.trace}".rstrip(), flush=True)
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # for the others on this device
-        connection.send(event)
+        connection.send(carry_out(job, threads))
 
 
-def _write_to(log: Path) -> None:
+def environment(threads: int) -> dict[str, str]:
+    """Return the variables with which a worker starts: its number of threads, which wait instead of spinning."""
+    return {
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
+    }
+
+
+def write_to(log: Path) -> None:
     """Append all that this process prints, whoever prints it, to a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -51,6 +48,22 @@ def _write_to(log: Path) -> None:
         stream.flush()
         os.dup2(file, stream.fileno())
     os.close(file)
+
+
+def carry_out(job: Job, threads: int) -> Event:
+    """Carry out a job with so many threads, say so in the log, and leave the device to others."""
+    import torch
+
+    torch.set_num_threads(threads)  # the last job may have had a number of its own
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    print(f"{time.strftime('%F %T')} {job.label}: process {os.getpid()} on {socket.gethostname()}", flush=True)
+    event = execute(job)
+    print(f"{time.strftime('%F %T')} {event.state} {event.reason}\n{event.trace}".rstrip(), flush=True)
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # for the others on this device
+    return event
 
 
 def _follow_parent() -> None:

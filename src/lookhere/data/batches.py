@@ -106,7 +106,8 @@ class Batches:
         for number in range(len(self)) if numbers is None else numbers:
             start = number * self.batch_size
             chosen = order[start : min(start + self.batch_size, self.length)]
-            yield self._batch(chosen, *maps) if self.parts == 1 else self._share(chosen, *maps)
+            batch = self._batch(chosen, *maps) if self.parts == 1 else self._share(chosen, *maps)
+            yield replace(batch, step=epoch * len(self) + number)
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.shuffle_seed is None:

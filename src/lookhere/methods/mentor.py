@@ -102,6 +102,7 @@ class Mentor(Method):
     def check_size(self, side: int) -> None:
         """Raise UsageError if the decoder cannot take images of ``side`` x ``side`` pixels."""
         self.decoder.check_size(side, side)
+        self.then.check_size(side)
 
 
 def _second(backbone: Backbone, options: MentorOptions) -> Method:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lookhere.backbone import Backbone, BatchNorm, Tapped, forward_views, wrap
+from lookhere.backbone import Backbone, BatchNorm, Features, Tapped, forward_views, refusal, wrap
 from lookhere.batch import Batch
 from lookhere.errors import UsageError
 from lookhere.losses import (
@@ -62,6 +62,10 @@ class SageOptions(MethodOptions):
     view in a pass of its own (the paper's words), or the latter with the running statistics left to the clean view."""
     views: ViewOptions = ViewOptions()
     """How the views are made."""
+    guided_share: float = Field(1.0, gt=0, le=1)
+    """Share of the samples with a map, drawn anew in each step, that get views; their terms make up for the others'."""
+    guided_every: int = Field(1, ge=1, le=1000)
+    """With k, give views in every k-th step of the training only, with terms k times as large."""
 
 
 class Sage(Method):
@@ -94,24 +98,27 @@ class Sage(Method):
         if swaps:
             partner = draw_partners(batch.label, o.views.swap_from)
             has_views = has_views & (partner >= 0)
-        guided = has_views.nonzero().squeeze(1)
+        guided, factor = self._draw(has_views.nonzero().squeeze(1), batch.step)
+        features: list[Features] = []
         if len(guided):
             image, saliency = batch.image, batch.saliency
             others = {"others": image[partner[guided]], "others_saliency": saliency[partner[guided]]} if swaps else {}
             if len(guided) < len(batch):
                 image, saliency = image[guided], saliency[guided]
             views = saliency_views(image, saliency, o.views, black=self.black, **others)
-            clean, *features = forward_views(self.backbone, [batch.image, *views[1:]], o.batch_norm)
-            logits = [clean.logits[guided], *(f.logits for f in features)]
-            embeddings = [clean.embedding[guided], *(f.embedding for f in features)]
-        else:  # the terms are sums over none
+            own = views if o.views.scale < 1 else views[1:]  # smaller views are compared with the smaller clean one
+            clean, *features = forward_views(self.backbone, [batch.image, *own], o.batch_norm)
+        else:
             clean = self.backbone(batch.image)
-            logits, embeddings = [clean.logits[guided]] * 4, [clean.embedding[guided]] * 4
+        whole = Features(clean.logits[guided], clean.embedding[guided], None)
+        features = features or [whole] * 3  # with no sample that has views, the terms are sums over none
+        features = [whole, *features][-4:]
+        logits, embeddings = [f.logits for f in features], [f.embedding for f in features]
 
         ce = cross_entropy(clean.logits, batch.label)
         if o.cross_entropy_on == "clean+salient_kept":
-            both = (ce[guided] + cross_entropy(logits[1], batch.label[guided])) / 2
-            ce = ce.index_copy(0, guided, both)
+            other = cross_entropy(logits[1], batch.label[guided])
+            ce = ce.index_add(0, guided, factor * (other - ce[guided]) / 2)
         sla = saliency_logit_alignment(
             *logits,
             lam=o.lambda_sla,
@@ -131,7 +138,8 @@ class Sage(Method):
         )
         margin = embedding_margin(embeddings[0], embeddings[2], margin="sample" if o.margin == "batch" else o.margin)
         active = (sce.detach() > 0).float()
-        ce, sla, sce = batch_mean(ce, batch), batch_mean(sla, batch, guided), batch_mean(sce, batch, guided)
+        sla, sce = batch_mean(factor * sla, batch, guided), batch_mean(factor * sce, batch, guided)
+        ce = batch_mean(ce, batch)
         return {
             "total": sage_loss(ce, sla, sce, o.alpha),
             "cross_entropy": ce,
@@ -140,6 +148,26 @@ class Sage(Method):
             "margin": margin.sum() / max(len(guided), 1),
             "active_triplets": active.sum() / max(len(guided), 1),
         }
+
+    def _draw(self, able: Tensor, step: int) -> tuple[Tensor, float]:
+        """Return which of the samples that can have views get them in a step, and the factor on their terms.
+
+        The mean of the terms over all draws, and over ``guided_every`` steps, is that of all samples in every step.
+        """
+        o, whole = self.options, len(able)
+        count = 0 if step % o.guided_every else max(round(o.guided_share * whole), 1)
+        if count < whole:
+            able = able[torch.randperm(whole, device=able.device)[:count].sort().values]
+        return able, o.guided_every * whole / max(len(able), 1)
+
+    def check_size(self, side: int) -> None:
+        """Raise UsageError if the backbone cannot take the smaller views of images of ``side`` x ``side`` pixels."""
+        small = self.options.views.side(side)
+        if small < side and (reason := refusal(self.backbone, small)):
+            raise UsageError(
+                f"method.views.scale: {self.options.views.scale:g} makes views of {small} pixels, which the network "
+                f"does not take ({reason}); use 1, or a backbone such as resnet50"
+            )
 
 
 class SAGE(nn.Module):
@@ -172,6 +200,7 @@ class SAGE(nn.Module):
         self.method = Sage(wrap(model, tap), SageOptions(**options), black)
         self.parts: dict[str, Tensor] = {}
         self.checked = False
+        self.steps = 0
 
     def forward(self, images: Tensor, saliency: Tensor, labels: Tensor, has_saliency: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar; ``parts`` then holds its named terms, detached.
@@ -198,7 +227,9 @@ class SAGE(nn.Module):
                 has_saliency=everyone if has_saliency is None else has_saliency,
                 weight=torch.ones_like(labels, dtype=torch.float32),
                 index=torch.arange(len(labels), device=labels.device),
+                step=self.steps,
             )
         )
+        self.steps += 1
         self.parts = {name: value.detach() for name, value in parts.items()}
         return parts["total"]

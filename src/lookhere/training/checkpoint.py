@@ -39,6 +39,8 @@ class Position:
     """Its value of the selection metric."""
     seconds: float = 0.0
     """Time spent so far."""
+    precision: str = ""
+    """Arithmetic of this training, float32 or bfloat16; empty before its first epoch."""
 
 
 def save_checkpoint(folder: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

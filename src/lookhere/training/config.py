@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from lookhere import options
+from lookhere.backbone import ViewMemory
 from lookhere.data.manifest import DataOptions, SaliencyOptions
 from lookhere.data.protocol import ProtocolOptions
 from lookhere.errors import UsageError, nearest
@@ -55,8 +56,12 @@ class TrainingOptions(Options):
     """Factor on the learning rate."""
     select: Literal["val_accuracy", "val_auroc", "last"] = "val_accuracy"
     """Which epoch's weights are kept: best on ``val`` (ties go to the later), or the last. Never by a test split."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the network; losses are always at least float32."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Arithmetic of the network in training; losses are always at least float32. ``auto`` measures a few steps of both
+    and takes bfloat16 where it is faster, so that the result depends on the machine; it is told in result.json."""
+    view_memory: ViewMemory = "high"
+    """Methods with several views: ``low`` computes most of what their passes leave in memory again in the backward
+    pass, with the same result: a third to a half slower, and with little more memory than one view needs."""
     device: str = "auto"
     """``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     threads: int = Field(0, ge=0, le=1024)
@@ -65,9 +70,10 @@ class TrainingOptions(Options):
 
 PLACES = (
     *("data.manifest", "data.root", "data.cache", "data.allow_outside", "saliency.folder"),
-    *("training.device", "training.threads"),
+    *("training.device", "training.threads", "training.view_memory"),
 )
-"""Options that say where things are, not what they are; a run's identity does not depend on them."""
+"""Options that say where things are and how they are kept, not what they are; a run's identity does not depend on
+them."""
 
 
 class Config(Options):
@@ -94,8 +100,8 @@ class Config(Options):
         name, method = (f"method.{then}", getattr(self.method, then, None)) if then else ("method", self.method)
         views = getattr(method, "views", None)
         if isinstance(views, ViewOptions):
-            if views.degrade == "blur" and views.kernel // 2 >= self.data.size:
-                raise ValueError(f"{name}.views.kernel: {views.kernel} does not fit images of {self.data.size} pixels")
+            if views.degrade == "blur" and views.kernel // 2 >= (side := views.side(self.data.size)):
+                raise ValueError(f"{name}.views.kernel: {views.kernel} does not fit images of {side} pixels")
             if views.degrade == "swap" and self.training.batch_size < 2:
                 raise ValueError(f'training.batch_size: {name}.views.degrade = "swap" needs another image in the batch')
         return self

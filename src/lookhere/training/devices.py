@@ -14,8 +14,8 @@ from lookhere.errors import UsageError
 from lookhere.training.config import TrainingOptions
 
 
-def start_accelerator(options: TrainingOptions) -> Accelerator:
-    """Return an accelerator for the device and precision that the options name.
+def start_accelerator(options: TrainingOptions, precision: str = "float32") -> Accelerator:
+    """Return an accelerator for the device that the options name and ``precision``, float32 or bfloat16.
 
     Raises:
         UsageError: no such device.
@@ -26,12 +26,17 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
     os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="bf16" if options.precision == "bfloat16" else "no",
+        mixed_precision="bf16" if precision == "bfloat16" else "no",
         kwargs_handlers=[DistributedDataParallelKwargs()],
     )
+    set_threads(options)
+    return accelerator
+
+
+def set_threads(options: TrainingOptions) -> None:
+    """Use as many CPU threads as the options say."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    return accelerator
 
 
 def resolve_device(name: str) -> torch.device:

@@ -38,6 +38,7 @@ from lookhere.training.checkpoint import (
 from lookhere.training.config import Config, TrainingOptions
 from lookhere.training.devices import start_accelerator
 from lookhere.training.folder import RunFolder
+from lookhere.training.precision import settle_precision
 from lookhere.training.prediction import make_batches, map_error, predict
 
 
@@ -57,13 +58,16 @@ def fit(method: Method, dataset: Dataset, taught: Dataset, config: Config, folde
     found = processes.told(latest_checkpoint(folder.checkpoints) if launch.is_first() else None)
     position = found[0] if found else Position()
     stages = method.stages()
-    accelerator = start_accelerator(config.training)
+    precision = position.precision or settle_precision(method, taught, config)
+    accelerator = start_accelerator(config.training, precision)
     trainer = partial(_Stage, method, dataset, taught, config, accelerator, folder)
     steps = sum(one.options.epochs * len(one.training) for one in map(trainer, range(len(stages))))
-    with Track(f"{method.name}, seed {config.seed}", steps) as track:
+    arithmetic = f", {precision}" if config.training.precision == "auto" else ""
+    with Track(f"{method.name}, seed {config.seed}{arithmetic}", steps) as track:
         for index in range(position.stage, len(stages)):
             if index > position.stage:
                 position = Position(stage=index, seconds=position.seconds)
+            position = replace(position, precision=precision)
             resume_from = found[1] if found and found[0].stage == index else None
             position = trainer(index).train(position, resume_from, track)
             if processes.count() > 1:
@@ -92,6 +96,7 @@ class _Stage:
         self.options = config.training.model_copy(update=self.stage.overrides)
         self.accelerator, self.folder = accelerator, folder
         self.method = method.to(accelerator.device).to(memory_format=torch.channels_last)
+        self.method.backbone.view_memory = self.options.view_memory
         batches = partial(make_batches, method=method, options=self.options, device=accelerator.device)
         if self.stage.predicts == "map":  # those who have a map of their own, whatever stands in for others elsewhere
             mapped = {split: taught.rows(split, guided=True) for split in ("train", "val")}
@@ -251,12 +256,21 @@ def explained(config: Config, method: Method) -> Iterator[None]:
                 f"disk full: {error.filename or 'the run folder'} cannot be written; free some space and use --resume"
             ) from error
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text:
-            raise TrainingError(
-                f"out of memory with batches of {config.training.batch_size} images of {config.data.size} px in "
-                f"{method.passes} view(s) each; lower training.batch_size or data.size"
-            ) from error
+            raise TrainingError(_out_of_memory(config, method)) from error
         if "more than 1 value per channel" in text:
             raise TrainingError(
                 "batch norm needs more than one value per channel: raise training.batch_size or data.size"
             ) from error
         raise
+
+
+def _out_of_memory(config: Config, method: Method) -> str:
+    learns_maps = method.stage.predicts == "map"  # such a stage has batches of its own, and one view of each image
+    options = config.training.model_copy(update=method.stage.overrides)
+    views = 1 if learns_maps else getattr(method, "then", method).passes
+    lower = "method.map_batch_size" if learns_maps else "training.batch_size"
+    spare = 'set training.view_memory = "low", or ' if views > 1 and options.view_memory == "high" else ""
+    return (
+        f"out of memory with batches of {options.batch_size} images of {config.data.size} px in {views} view(s) each; "
+        f"{spare}lower {lower} or data.size"
+    )
