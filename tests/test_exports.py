@@ -168,10 +168,14 @@ def test_latex_has_a_table_for_each_metric(runs):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-def test_latex_compiles(runs, tmp_path):
+def test_latex_compiles(runs, everyone, tmp_path):
     write_report([runs / "runs"], tmp_path / "tables.tex")
+    many = latex.document([(f"tab:{i}", tables.comparison(everyone)) for i in range(64)])
+    (tmp_path / "many.tex").write_text(many, encoding="utf-8")
     source = ["\\documentclass{article}\\usepackage{booktabs}\\begin{document}", latex.escape(SPECIAL)]
-    (tmp_path / "main.tex").write_text("\n".join([*source, "\\input{tables}", "\\end{document}"]), encoding="utf-8")
+    (tmp_path / "main.tex").write_text(
+        "\n".join([*source, "\\input{tables}", "\\input{many}", "\\end{document}"]), encoding="utf-8"
+    )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from lookhere.bench.table import Cell, Table
 
 HEAD = "% Made by `lookhere report`. Needs LaTeX of 2020 or newer and \\usepackage{booktabs}; \\input this file.\n"
+FLOATS = 10
+"""Tables between two places where LaTeX puts those that wait on pages; it gives up at 18 in old versions."""
 APART = "\N{ZERO WIDTH SPACE}"
 ESCAPED = {
     APART: "{}",
@@ -87,8 +89,12 @@ def latex(table: Table, label: str) -> str:
 
 
 def document(tables: Sequence[tuple[str, Table]]) -> str:
-    """Return a file of tables, each with its label."""
-    return "\n".join([HEAD, *(latex(table, label) for label, table in tables)])
+    """Return a file of tables, each with its label, which LaTeX can typeset as a whole."""
+    parts = [HEAD]
+    for i in range(0, len(tables), FLOATS):
+        parts += [latex(table, label) for label, table in tables[i : i + FLOATS]]
+        parts += ["\\clearpage\n"] if i + FLOATS < len(tables) else []
+    return "\n".join(parts)
 
 
 def _row(cells: Sequence[str]) -> str:
