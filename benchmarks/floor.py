@@ -29,6 +29,7 @@ from unittest.mock import patch
 import machine
 import torch
 from step_cost import make_batch, measure, our_steps
+from step_cost import seconds as timed
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
@@ -80,13 +81,7 @@ def _best(work: Callable[[], object], device: torch.device, seconds: float) -> f
     until = time.perf_counter() + seconds
     work()
     while len(times) < 3 or time.perf_counter() < until:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
+        times.append(timed(work, device))
     return min(times)
 
 

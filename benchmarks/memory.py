@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lookhere.backbone import BatchNorm, ViewMemory
+from lookhere.backbone import ViewMemory
 from lookhere.batch import Batch
 from lookhere.methods import METHODS, Method, create_method
+from lookhere.passes import BatchNorm
 from lookhere.weights import BackboneOptions, create_backbone
 
 PAPER = ["resnet50", "densenet121", "tf_efficientnet_b7", "swin_tiny_patch4_window7_224"]

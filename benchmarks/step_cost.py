@@ -149,7 +149,7 @@ def overhead(batch: Batch, width: int) -> Callable[[], None]:
     return step
 
 
-def seconds(step: Callable[[], None], device: torch.device) -> float:
+def seconds(step: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

@@ -16,19 +16,11 @@ from lookhere.backbone import Backbone, Tapped
 from lookhere.batch import Batch
 from lookhere.errors import UsageError
 from lookhere.methods.gradcam_mse import GradCamMse, GradCamMseOptions
+from small_batch import small_batch
 
 
 def make_batch(b: int = 4, maps: int = 4, size: int = 96) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    has = torch.arange(b) < maps
-    return Batch(
-        image=torch.randn(b, 3, size, size, generator=generator, dtype=torch.float64),
-        label=torch.arange(b) % 3,
-        saliency=torch.rand(b, 1, size, size, generator=generator, dtype=torch.float64) * has.view(-1, 1, 1, 1),
-        has_saliency=has,
-        weight=torch.ones(b, dtype=torch.float64),
-        index=torch.arange(b),
-    )
+    return small_batch(b, maps, size)
 
 
 def gradcam_mse(name: str = "test_resnet", **options: Any) -> GradCamMse:

@@ -26,6 +26,7 @@ from lookhere.training.config import Config, TrainingOptions, load_config
 from lookhere.training.fit import make_optimizer
 from lookhere.training.prediction import make_batches, map_error
 from lookhere.weights import BackboneOptions, create_backbone
+from small_batch import small_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:a blur with kernel 7")
 MAP, CLASSIFY = "map", "classify"
@@ -38,16 +39,7 @@ def make_mentor(**options: Any) -> Mentor:
 
 
 def make_batch(b: int = 4, maps: int = 3) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    has = torch.arange(b) < maps
-    return Batch(
-        image=torch.randn(b, 3, 32, 32, generator=generator, dtype=torch.float64),
-        label=torch.arange(b) % 3,
-        saliency=torch.rand(b, 1, 32, 32, generator=generator, dtype=torch.float64) * has.view(-1, 1, 1, 1),
-        has_saliency=has,
-        weight=torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64)[:b],
-        index=torch.arange(b),
-    )
+    return small_batch(b, maps, 32, [1.0, 2.0, 0.5, 1.0])
 
 
 def configure(manifest: Path, *settings: str) -> Config:

@@ -13,6 +13,7 @@ from lookhere.batch import Batch
 from lookhere.errors import UsageError
 from lookhere.methods.unet_gaze import UnetGaze, UnetGazeOptions
 from lookhere.weights import BackboneOptions, create_backbone
+from small_batch import small_batch
 
 
 def make_method(**options: Any) -> UnetGaze:
@@ -22,16 +23,7 @@ def make_method(**options: Any) -> UnetGaze:
 
 
 def make_batch(b: int = 5, maps: int = 3) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    has = torch.arange(b) < maps
-    return Batch(
-        image=torch.randn(b, 3, 32, 32, generator=generator, dtype=torch.float64),
-        label=torch.arange(b) % 3,
-        saliency=torch.rand(b, 1, 32, 32, generator=generator, dtype=torch.float64) * has.view(-1, 1, 1, 1),
-        has_saliency=has,
-        weight=torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0], dtype=torch.float64)[:b],
-        index=torch.arange(b),
-    )
+    return small_batch(b, maps, 32, [1.0, 2.0, 0.5, 1.0, 3.0])
 
 
 def map_loss(kind: str, m: np.ndarray, s: np.ndarray) -> float:

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lookhere.backbone import Backbone, Tapped, find_blocks, forward_views
+from lookhere.backbone import Backbone, Tapped
 from lookhere.bench.run import train
 from lookhere.errors import TrainingError, UsageError
 from lookhere.methods import create_method
+from lookhere.passes import find_blocks, forward_views
 from lookhere.training.config import load_config
 from lookhere.training.fit import explained
 

@@ -19,11 +19,11 @@ from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
-from lookhere.backbone import BatchNorm, forward_views
 from lookhere.batch import Batch
 from lookhere.blur import Images
 from lookhere.losses import wide
 from lookhere.methods.base import Method, MethodOptions, batch_mean, cross_entropy
+from lookhere.passes import BatchNorm, forward_views
 
 
 class ActDiffOptions(MethodOptions):

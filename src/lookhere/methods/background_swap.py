@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookhere.backbone import BatchNorm, forward_views
 from lookhere.batch import Batch
 from lookhere.methods.base import Method, MethodOptions, batch_mean, cross_entropy
+from lookhere.passes import BatchNorm, forward_views
 from lookhere.swap import SwapFrom, composite, draw_partners, swap_region
 
 

@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookhere.backbone import BatchNorm, forward_views
 from lookhere.batch import Batch
 from lookhere.blur import Images, Maps
 from lookhere.methods.base import Method, MethodOptions, batch_mean, cross_entropy
+from lookhere.passes import BatchNorm, forward_views
 
 
 class CoRMOptions(MethodOptions):

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lookhere.backbone import Backbone, BatchNorm, Features, Tapped, forward_views, refusal, wrap
+from lookhere.backbone import Backbone, Features, Tapped, wrap
 from lookhere.batch import Batch
 from lookhere.errors import UsageError
 from lookhere.losses import (
@@ -28,6 +28,7 @@ from lookhere.losses import (
     saliency_logit_alignment,
 )
 from lookhere.methods.base import Method, MethodOptions, batch_mean, cross_entropy
+from lookhere.passes import BatchNorm, forward_views, refusal
 from lookhere.swap import draw_partners
 from lookhere.views import ViewOptions, saliency_views
 

@@ -20,11 +20,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from lookhere import launch, processes
-from lookhere.backbone import frozen_statistics
 from lookhere.batch import Batch
 from lookhere.data.cache import Dataset
 from lookhere.errors import TrainingError
 from lookhere.methods import Method
+from lookhere.passes import frozen_statistics
 from lookhere.progress import Track
 from lookhere.training.checkpoint import (
     Position,

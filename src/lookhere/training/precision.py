@@ -12,11 +12,11 @@ import time
 import torch
 
 from lookhere import processes
-from lookhere.backbone import frozen_statistics
 from lookhere.batch import Batch
 from lookhere.data.cache import Dataset
 from lookhere.errors import TrainingError
 from lookhere.methods import Method
+from lookhere.passes import frozen_statistics
 from lookhere.training.config import Config
 from lookhere.training.devices import resolve_device, set_threads
 from lookhere.training.prediction import make_batches
