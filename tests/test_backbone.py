@@ -8,14 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lookhere.backbone import (
-    Backbone,
-    Tapped,
-    forward_views,
-    frozen_statistics,
-    wrap,
-)
+from lookhere.backbone import Backbone, Tapped, wrap
 from lookhere.errors import UsageError
+from lookhere.passes import forward_views, frozen_statistics
 from lookhere.weights import BackboneOptions, create_backbone
 
 PAPER = ["resnet50", "densenet121", "tf_efficientnet_b7", "swin_tiny_patch4_window7_224", "resnet18"]
