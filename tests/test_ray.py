@@ -165,7 +165,7 @@ def test_a_lost_node_loses_nothing_and_the_numbers_are_those_of_one_machine(
         os.kill(process, signal.SIGKILL)
         wait_for(lambda: not exists(process))
         lock = FileLock(victim.folder / ".lock", thread_local=False)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=30)  # a killed process lets go when its last thread has ended
         handler = signal.getsignal(signal.SIGTERM)
         nodes.add_node(**NODE)
         signal.signal(signal.SIGTERM, handler)
