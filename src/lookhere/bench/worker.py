@@ -51,8 +51,10 @@ def write_to(log: Path) -> None:
 
 
 def carry_out(job: Job, threads: int) -> Event:
-    """Carry out a job with so many threads, say so in the log, and leave the device to others."""
+    """Carry out a job with so many threads, say so in the log, and leave the device and memory to others."""
     import torch
+
+    from lookhere.training.memory import release_memory
 
     torch.set_num_threads(threads)  # the last job may have had a number of its own
     if torch.cuda.is_initialized():
@@ -61,6 +63,7 @@ def carry_out(job: Job, threads: int) -> Event:
     event = execute(job)
     print(f"{time.strftime('%F %T')} {event.state} {event.reason}\n{event.trace}".rstrip(), flush=True)
     gc.collect()
+    release_memory()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # for the others on this device
     return event

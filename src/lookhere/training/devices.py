@@ -12,6 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from lookhere import launch
 from lookhere.errors import UsageError
 from lookhere.training.config import TrainingOptions
+from lookhere.training.memory import keep_freed_memory
 
 
 def start_accelerator(options: TrainingOptions, precision: str = "float32") -> Accelerator:
@@ -40,7 +41,7 @@ def set_threads(options: TrainingOptions) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of that name, ``auto`` being the GPU if there is one.
+    """Return the device of that name, ``auto`` being the GPU if there is one, and make this process ready for it.
 
     Of several processes on a machine, each takes the GPU of its own number.
 
@@ -59,6 +60,8 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"training.device: no device '{name}' here ({reason}); there is: {known}") from None
+    if device.type == "cpu":
+        keep_freed_memory()
     if launch.started() == 1 or device.type == "cpu":
         return device
     if device.index is not None or device.type == "mps":
