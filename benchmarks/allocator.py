@@ -3,7 +3,7 @@
     python benchmarks/allocator.py
 
 The same steps of cross-entropy and of SAGE in processes that start in turn, with the library's defaults and with memory
-kept; the ratios are medians over the pairs of processes. Takes about six minutes on two idle cores.
+kept; the ratios are medians over the pairs of processes. Takes about nine minutes on two idle cores.
 """
 
 from __future__ import annotations

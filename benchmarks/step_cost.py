@@ -2,6 +2,7 @@
 
     python benchmarks/step_cost.py                                        # SAGE and its literal form, resnet18
     python benchmarks/step_cost.py --backbones resnet50 --precision bfloat16   # … SAGE as mixed precision trains it
+    python benchmarks/step_cost.py --cheaper                              # SAGE with fewer or smaller views
     python benchmarks/step_cost.py --methods all --backbones resnet50,densenet121   # a table of methods
     python benchmarks/step_cost.py --methods all --backbones paper --write          # … which `lookhere methods` shows
 
@@ -23,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,13 @@ from lookhere.weights import BackboneOptions, create_backbone
 PAPER = ["resnet50", "densenet121", "tf_efficientnet_b7", "swin_tiny_patch4_window7_224"]
 EPOCHS = TrainingOptions().epochs
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+CHEAPER: dict[str, dict[str, Any]] = {
+    "guided_share 0.5": {"guided_share": 0.5},
+    "guided_every 2": {"guided_every": 2},
+    "views.scale 0.5": {"views": {"scale": 0.5}},
+    "both halves": {"guided_share": 0.5, "views": {"scale": 0.5}},
+}
+"""Options of SAGE that make a step cheaper; the last are the first and the third."""
 LEAST = 3
 """Repeats that are taken however long they last."""
 Steps = dict[str, list[tuple[Callable[[], None], float]]]
@@ -67,23 +76,27 @@ def make_batch(size: int, count: int, device: torch.device) -> Batch:
 
 
 def our_steps(
-    name: str, backbone: str, batch: Batch, precision: str = "float32"
+    name: str, backbone: str, batch: Batch, precision: str = "float32", **options: Any
 ) -> list[tuple[Callable[[], None], float]]:
     """Return a step of each stage of a method, with the stage's epochs over those of cross-entropy.
+
+    A method whose steps differ in turn has a step of each kind, with its share.
 
     Raises:
         UsageError: the method refuses the backbone.
     """
     size = batch.image.shape[-1]
     model = create_backbone(BackboneOptions(name=backbone, weights="random"), 2, size)
-    method = create_method(METHODS[name].Options(name=name), model)
+    method = create_method(METHODS[name].Options(name=name, **options), model)
     method = method.to(batch.image.device).to(memory_format=torch.channels_last)
     steps = []
     for stage in method.stages():
         method.begin(stage)
         needs = {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
         share = stage.overrides.get("epochs", EPOCHS) / EPOCHS
-        steps.append((_step(method, stage, needs, batch, precision), share))
+        turns = options.get("guided_every", 1)
+        for turn in range(turns):
+            steps.append((_step(method, stage, needs, replace(batch, step=turn), precision), share / turns))
     return steps
 
 
@@ -200,6 +213,16 @@ def compare(
     return times, ratios
 
 
+def compare_cheaper(
+    backbone: str, batch: Batch, repeats: int, precision: str = "float32", budget: float = float("inf")
+) -> dict[str, float]:
+    """Return the cost of SAGE and of its cheaper forms relative to cross-entropy."""
+    steps = {name: our_steps(name, backbone, batch, precision) for name in ("cross-entropy", "sage")}
+    steps |= {title: our_steps("sage", backbone, batch, precision, **options) for title, options in CHEAPER.items()}
+    times = measure(steps, repeats, batch.image.device, budget)
+    return {name: paired(times, name, "cross-entropy") for name in list(steps)[1:]}
+
+
 def section(backbone: str, size: int, batch: int, precision: str) -> str:
     """Return the name under which a comparison is kept."""
     return f"step {backbone}, {size} px, batch {batch}, {precision}"
@@ -270,6 +293,7 @@ def main() -> None:
     parser.add_argument(
         "--write", action="store_true", help="write them where `lookhere methods` and docs/methods.md show them"
     )
+    parser.add_argument("--cheaper", action="store_true", help="SAGE with fewer or smaller views, against whole SAGE")
     machine.add_save(parser)
     a = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -281,6 +305,14 @@ def main() -> None:
     about = {"size": a.size, "batch": a.batch, "precision": a.precision}
     print(f"{a.size} px, batch {a.batch}, {a.precision}, {shown}\n")
     backbones = PAPER if a.backbones == "paper" else a.backbones.split(",")
+    if a.cheaper:
+        for backbone in backbones:
+            ratios = compare_cheaper(backbone, batch, a.repeats, a.precision, a.seconds)
+            print(f"{backbone}, over cross-entropy: {', '.join(f'{n} {r:.2f}' for n, r in ratios.items())}", flush=True)
+            if a.save:
+                content = {"backbone": backbone, **about, "ratios": ratios}
+                machine.save(f"cheaper {backbone}, {a.size} px, batch {a.batch}, {a.precision}", content, a.device)
+        return
     if a.methods != "sage":
         methods = list(METHODS) if a.methods == "all" else a.methods.split(",")
         found = costs(methods, backbones, batch, a.repeats, a.precision)

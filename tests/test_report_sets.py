@@ -74,3 +74,17 @@ def test_one_data_set_is_its_own_part(study: Path) -> None:
     whole = Material.gather(runs)
     assert whole.parts == [whole]
     assert whole.place("test") == "test"
+
+
+def test_more_groups_than_figures_can_show_are_left_to_the_tables(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lookhere.bench.material.DRAWN", 2)
+    text = write_report([study], tmp_path / "r.html").read_text(encoding="utf-8")
+    assert text.count("eyes: 3 groups are more than the ") == 4
+    assert "faces: 2 groups" not in text
+    assert 'alt="ROC curves on eyes, test"' not in text
+    assert 'alt="ROC curves on faces, test"' in text
+    assert 'alt="Terms of the loss on faces, train"' in text
+    assert "Terms of the loss on eyes" not in text
+    assert all(group.label in text for group in Material.gather([study]).groups)

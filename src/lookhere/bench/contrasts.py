@@ -29,25 +29,27 @@ FEWEST_BLOCKS = 5
 """Fewer blocks give mean ranks that say little."""
 FEWEST_POINTS = 3
 """Two values of an option are a difference, not a curve."""
+MOST_TICKS = 20
+"""Values of an option that each have a mark on the axis."""
 
 
 def forest_figure(groups: Sequence[Group], table: Table) -> str | None:
-    """Draw each group's difference from its baseline with the interval of ``table``; None without a baseline.
+    """Draw each group's difference from its baseline with the interval of ``table``; None if there is none.
 
     A full sign means that the interval excludes zero, an empty one that it does not.
 
     Args:
-        groups: all groups, which decide the colours.
+        groups: all groups, which decide the colours; those of other rows are left out.
         table: a comparison in AUROC, whose first column is drawn.
     """
+    styles = line_styles(groups)
     rows = [
         (row, paired, paired.mean)
         for row in table.rows
-        if (paired := row.cells[0].paired) is not None and paired.mean is not None
+        if row.label in styles and (paired := row.cells[0].paired) is not None and paired.mean is not None
     ]
     if not rows:
         return None
-    styles = line_styles(groups)
     several = len({row.baseline for row, _, _ in rows}) > 1
     labels = [wrapped(f"{row.label} against {row.baseline}" if several else row.label) for row, _, _ in rows]
     with canvas(WIDTH, 0.9 + sum(0.2 + 0.17 * (1 + label.count("\n")) for label in labels)) as figure:
@@ -201,8 +203,9 @@ def ablation_figure(ablation: Ablation, split: str, subset: str) -> str | None:
                 )
         if everywhere[0] > 0 and everywhere[-1] / everywhere[0] >= 20:
             axis.set_xscale("log")
-        axis.set_xticks(everywhere, [f"{x:g}" for x in everywhere], minor=False)
-        axis.minorticks_off()
+        if len(everywhere) <= MOST_TICKS:
+            axis.set_xticks(everywhere, [f"{x:g}" for x in everywhere], minor=False)
+            axis.minorticks_off()
         axis.set(xlabel=ablation.title, ylabel="AUROC")
         if len(points) > 1:
             legend(figure, styles, marked=True)

@@ -18,6 +18,9 @@ from lookhere.bench.table import Table
 from lookhere.bench.values import subset_types, test_splits
 from lookhere.progress import Track
 
+DRAWN = 40
+"""The most groups that figures can tell apart (`figures.MARKERS`), and that a page has pictures of."""
+
 
 @dataclass(frozen=True)
 class Material:
@@ -51,6 +54,11 @@ class Material:
     def place(self, split: str) -> str:
         """Return what titles call a test split of this data."""
         return f"{self.name}, {split}" if self.name else split
+
+    @property
+    def drawn(self) -> list[Group]:
+        """The groups that figures and pictures show: all, or none of more than `DRAWN`, which tables alone can hold."""
+        return self.groups if len(self.groups) <= DRAWN else []
 
     @cached_property
     def evidence(self) -> dict[str, Evidence]:

@@ -10,7 +10,7 @@ from lookhere import __version__
 from lookhere.bench import contrasts, curves, figures, images
 from lookhere.bench.groups import Group, differing
 from lookhere.bench.headline import headline
-from lookhere.bench.material import Material
+from lookhere.bench.material import DRAWN, Material
 from lookhere.bench.reliance import reliance_figure, reliance_subsets, reliance_table
 from lookhere.bench.significance import significance_table
 from lookhere.bench.store import Run
@@ -28,6 +28,8 @@ def page_content(material: Material) -> dict[str, Any]:
     data = {group.data: group for group in reversed(everyone)}
     datasets = {key: images.open_data(group) for key, group in data.items()}
     several = len(material.parts) > 1
+    drawn = {group.result["group"] for part in material.parts for group in part.drawn}
+    pictured = [group for group in everyone if group.result["group"] in drawn]
     return {
         "title": " · ".join(dict.fromkeys(str(group.result["method"]) for group in everyone)) or "Nothing finished yet",
         "groups": everyone,
@@ -44,9 +46,15 @@ def page_content(material: Material) -> dict[str, Any]:
         "beside": material.beside,
         "thresholds": [(group.label, *_threshold(run)) for group in everyone for run in group.runs],
         "bootstrap": everyone[0].result["evaluation"]["bootstrap"] if everyone else None,
-        "training": [(part, figures.training_figure(everyone, part)) for part in ("train", "val")],
+        "training": [
+            (part.place(split), split, figures.training_figure(part.drawn, split))
+            for part in material.parts
+            for split in ("train", "val")
+        ],
         **_views(everyone, datasets),
-        "mistakes": [_mistakes(group, material.evidence[group.label], datasets[group.data]) for group in everyone],
+        "mistakes": [_mistakes(one, material.evidence[one.label], datasets[one.data]) for one in pictured],
+        "most_drawn": DRAWN,
+        "undrawn": [(part.name, len(part.groups)) for part in material.parts if part.groups and not part.drawn],
         "missing_data": sorted({why for why in datasets.values() if isinstance(why, str)}),
         "cost": [_cost(group) for group in everyone],
         "notes": material.notes,
@@ -64,7 +72,7 @@ def _overview(material: Material, split: str) -> dict[str, Any]:
 
 
 def _ranks(material: Material, split: str) -> dict[str, Any]:
-    ranking = contrasts.rank_groups(material.groups, split, material.subset(split))
+    ranking = contrasts.rank_groups(material.drawn, split, material.subset(split))
     return {"ranking": ranking, "ranks": ranking and contrasts.rank_figure(ranking)}
 
 
@@ -87,14 +95,14 @@ def _split(material: Material, split: str) -> dict[str, Any]:
         "comparison": comparison(everyone, kinds=("unseen", "seen", "all"), **about),
         "types": comparison(everyone, kinds=("type",), **about),
         "tests": significance_table(everyone, split, subset, resamples, place),
-        "forest": contrasts.forest_figure(everyone, table),
+        "forest": contrasts.forest_figure(material.drawn, table),
         **(_ranks(material, split) if material.whole is None else {"ranking": None, "ranks": None}),
         "ablations": [(one, contrasts.ablation_figure(one, split, subset)) for one in contrasts.ablations(everyone)],
         "reliance": [_reliance(material, *where) for where in reliance_subsets(everyone) if where[0] == split],
         "points": operating_points(everyone, subset, split=split, place=place),
-        "dots": figures.dot_figure(everyone, split, subset),
-        "roc": curves.roc_figure(everyone, read_off),
-        "det": curves.det_figure(everyone, read_off, split),
+        "dots": figures.dot_figure(material.drawn, split, subset),
+        "roc": curves.roc_figure(material.drawn, read_off),
+        "det": curves.det_figure(material.drawn, read_off, split),
     }
 
 
@@ -105,7 +113,7 @@ def _reliance(material: Material, split: str, subset: str) -> dict[str, Any]:
         "subset": f"{place}, {subset_title(subset)}",
         "styles": figures.line_styles(material.groups),
         "table": reliance_table(material.groups, split, subset, place),
-        "figure": reliance_figure(material.groups, split, subset),
+        "figure": reliance_figure(material.drawn, split, subset),
     }
 
 
