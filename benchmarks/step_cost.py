@@ -11,20 +11,23 @@ them; the ratios are medians over the repeats of a ratio within each. A method o
 epochs in the protocol. A network of its own is set against cross-entropy on the backbone named first.
 
 The literal step is four float32 passes of tensors in PyTorch's default layout, torchvision's blur, and the losses
-through probabilities, whatever the precision of the others. The last row is what SAGE adds to its four passes: making
-the views, and the loss terms with their backward pass.
+through probabilities, whatever the precision of the others. It is taken in a process of its own, whose memory the C
+library treats as it does by default; with `--without-literal` a machine needs memory for one network's step only. The
+last row is what SAGE adds to its four passes: making the views, and the loss terms with their backward pass.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,8 @@ CHEAPER: dict[str, dict[str, Any]] = {
 """Options of SAGE that make a step cheaper; the last are the first and the third."""
 LEAST = 3
 """Repeats that are taken however long they last."""
+WARM = 3
+"""Repeats that are taken first and not counted: in these the heap grows to what steps need."""
 Steps = dict[str, list[tuple[Callable[[], None], float]]]
 Times = dict[str, list[float]]
 
@@ -149,6 +154,51 @@ def literal_step(backbone: str, batch: Batch) -> Callable[[], None]:
     return step
 
 
+class Elsewhere:
+    """The literal step in a process of its own, which ends with this one."""
+
+    def __init__(self, backbone: str, batch: Batch) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        size, count = batch.image.shape[-1], len(batch)
+        arguments = (other, backbone, size, count, str(batch.image.device), torch.get_num_threads())
+        self.process = context.Process(target=_take_literal_steps, args=arguments, daemon=True)
+        self.process.start()
+        other.close()
+
+    def __call__(self) -> None:
+        """Take a step and wait for its end.
+
+        Raises:
+            RuntimeError: the process has ended.
+        """
+        try:
+            self.connection.send(None)
+            self.connection.recv()
+        except (EOFError, OSError):
+            raise RuntimeError(
+                "the literal step's process has ended; with too little memory: --without-literal"
+            ) from None
+
+    def close(self) -> None:
+        """End the process."""
+        self.connection.close()
+        self.process.join()
+
+
+def _take_literal_steps(
+    connection: Connection, backbone: str, size: int, count: int, device: str, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    batch = make_batch(size, count, torch.device(device))
+    step = literal_step(backbone, batch)
+    with suppress(EOFError):
+        while True:
+            connection.recv()
+            seconds(step, batch.image.device)
+            connection.send(None)
+
+
 def overhead(batch: Batch, width: int) -> Callable[[], None]:
     """Return what SAGE does besides its four passes: views, and loss terms with their backward pass."""
     logits = [torch.randn(len(batch), 2, device=batch.image.device, requires_grad=True) for _ in range(4)]
@@ -177,7 +227,7 @@ def paired(times: dict[str, list[float]], name: str, reference: str) -> float:
 
 
 def measure(steps: Steps, repeats: int, device: torch.device, budget: float = float("inf")) -> Times:
-    """Return the seconds of each step, weighted over its stages, in every repeat; a first one is not counted.
+    """Return the seconds of each step, weighted over its stages, in every repeat; `WARM` first ones are not counted.
 
     Args:
         steps: by name, the step of each stage and its share.
@@ -185,7 +235,8 @@ def measure(steps: Steps, repeats: int, device: torch.device, budget: float = fl
         device: what the steps run on.
         budget: see ``repeats``.
     """
-    first = sum(seconds(step, device) for stages in steps.values() for step, _ in stages)
+    for _ in range(WARM):
+        first = sum(seconds(step, device) for stages in steps.values() for step, _ in stages)
     repeats = min(repeats, max(LEAST, int(budget / first))) if budget < float("inf") else repeats
     times: Times = {name: [] for name in steps}
     with Track("measuring", len(steps) * repeats) as track:
@@ -197,19 +248,27 @@ def measure(steps: Steps, repeats: int, device: torch.device, budget: float = fl
 
 
 def compare(
-    backbone: str, batch: Batch, repeats: int, precision: str = "float32", budget: float = float("inf")
+    backbone: str,
+    batch: Batch,
+    repeats: int,
+    precision: str = "float32",
+    budget: float = float("inf"),
+    literal: bool = True,
 ) -> tuple[Times, dict[str, float]]:
     """Return the seconds of cross-entropy's, SAGE's and its literal form's step, and the ratios that matter."""
     network: Any = timm.create_model(backbone, num_classes=2)
+    elsewhere = Elsewhere(backbone, batch) if literal else None
     steps = {name: our_steps(name, backbone, batch, precision) for name in ("cross-entropy", "sage")}
-    steps["literal sage"] = [(literal_step(backbone, batch), 1.0)]
+    steps |= {"literal sage": [(elsewhere, 1.0)]} if elsewhere else {}
     steps["views and loss terms"] = [(overhead(batch, network.num_features), 1.0)]
     times = measure(steps, repeats, batch.image.device, budget)
     ratios = {
         "sage_to_cross_entropy": paired(times, "sage", "cross-entropy"),
-        "sage_to_literal": paired(times, "sage", "literal sage"),
         "overhead": paired(times, "views and loss terms", "sage"),
     }
+    if elsewhere:
+        elsewhere.close()
+        ratios["sage_to_literal"] = paired(times, "sage", "literal sage")
     return times, ratios
 
 
@@ -293,6 +352,7 @@ def main() -> None:
     parser.add_argument(
         "--write", action="store_true", help="write them where `lookhere methods` and docs/methods.md show them"
     )
+    parser.add_argument("--without-literal", action="store_true", help="leave SAGE written down literally out")
     parser.add_argument("--cheaper", action="store_true", help="SAGE with fewer or smaller views, against whole SAGE")
     machine.add_save(parser)
     a = parser.parse_args()
@@ -324,11 +384,12 @@ def main() -> None:
             machine.save(f"costs, {a.size} px, batch {a.batch}, {a.precision}", {**about, "costs": found}, a.device)
         return
     for backbone in backbones:
-        times, ratios = compare(backbone, batch, a.repeats, a.precision, a.seconds)
-        print(f"{backbone:22} {'median s':>9} {'÷ cross-entropy':>16} {'÷ literal sage':>15} {'÷ sage':>8}")
+        times, ratios = compare(backbone, batch, a.repeats, a.precision, a.seconds, not a.without_literal)
+        references = [name for name in ("cross-entropy", "literal sage", "sage") if name in times]
+        print(f"{backbone:22} {'median s':>9}" + "".join(f"{'÷ ' + name:>17}" for name in references))
         for name, values in times.items():
-            over = [paired(times, name, reference) for reference in ("cross-entropy", "literal sage", "sage")]
-            print(f"{name:22} {statistics.median(values):9.4f} {over[0]:16.3f} {over[1]:15.3f} {over[2]:8.3f}")
+            over = "".join(f"{paired(times, name, reference):17.3f}" for reference in references)
+            print(f"{name:22} {statistics.median(values):9.4f}{over}")
         if a.save:
             content = {"backbone": backbone, **about, "seconds": times, "ratios": ratios}
             machine.save(section(backbone, a.size, a.batch, a.precision), content, a.device)
