@@ -21,7 +21,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -32,7 +32,7 @@ from step_cost import make_batch, measure, our_steps
 from step_cost import seconds as timed
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from lookhere.batch import Batch
 from lookhere.methods import METHODS, create_method, sage
@@ -115,7 +115,7 @@ def _work(network: str, size: int, count: int, precision: str) -> dict[str, floa
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter:
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
@@ -124,6 +124,21 @@ def _work(network: str, size: int, count: int, precision: str) -> dict[str, floa
         loss.backward()
     of_weights = sum(p.nbytes for p in method.parameters())
     return {"flop": counter.get_total_flops(), "kept": sum(kept.values()), "weights": of_weights}
+
+
+def _flops_of_gradients(
+    gradient: Sequence[int], image: Sequence[int], weight: Sequence[int], *rest: Any, **named: Any
+) -> int:
+    """Return the arithmetic of a convolution's backward pass: for each gradient that is wanted, as much as forwards.
+
+    PyTorch's counter takes the gradient of the weights of a grouped convolution for that of a dense one.
+    """
+    *_, transposed, _, _, wanted = rest
+    return conv_flop_count(list(image), list(weight), list(gradient), transposed) * sum(wanted[:2])
+
+
+OPERATIONS = {torch.ops.aten.convolution_backward: _flops_of_gradients}
+"""Formulas in the place of the counter's own."""
 
 
 def _backbone(network: str, size: int) -> Any:

@@ -2,11 +2,11 @@
 
     python benchmarks/memory.py                                   # resnet50, 224 px, batches of 20
     python benchmarks/memory.py --backbones paper --batch 20      # the paper's four
-    python benchmarks/memory.py --device cuda                     # what the GPU's allocator says
+    python benchmarks/memory.py --device meta                     # counted also where there is a GPU
 
-Without a GPU nothing is computed: the step runs on tensors that have shapes and no values, and the bytes of all tensors
-that live are counted, weights, gradients and momentum among them. That is exact for the tensors, takes seconds for any
-network, and leaves out what libraries use inside one operation.
+With a GPU its allocator is asked. Without one nothing is computed: the step runs on tensors that have shapes and no
+values, and the bytes of all tensors that live are counted, weights, gradients and momentum among them. That is exact
+for the tensors, takes seconds for any network, and leaves out what libraries use inside one operation.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ def main() -> None:
     parser.add_argument("--backbones", default="resnet50", help="names with commas between them, or paper")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=20)
-    parser.add_argument("--device", default="meta", choices=["meta", "cpu", "cuda"])
+    best = "cuda" if torch.cuda.is_available() else "meta"
+    parser.add_argument("--device", default=best, choices=["meta", "cpu", "cuda"], help=f"by default {best} here")
     machine.add_save(parser)
     a = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from lookhere.bench.engine import execute
@@ -39,7 +40,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:a blur with kernel 7")
 def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The modules of the folder benchmarks, as its scripts import each other."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    names = ("child", "machine", "generated", "step_cost", "epoch", "growth", "floor", "targets", "study_throughput")
+    names = (
+        "allocator",
+        "child",
+        "machine",
+        "generated",
+        "step_cost",
+        "epoch",
+        "growth",
+        "floor",
+        "targets",
+        "study_throughput",
+    )
     return SimpleNamespace(**{name: import_module(name) for name in names})
 
 
@@ -194,6 +206,17 @@ def test_the_arithmetic_of_a_known_network(bench: SimpleNamespace) -> None:
     work = bench.floor.least_work("resnet18", 64, "float32")
     assert work["gflop"] == pytest.approx(expected, rel=5e-3)
     assert work["weights_mb"] == pytest.approx(4 * 11.178, rel=1e-3)
+    # With depthwise convolutions: each weight multiplies once for each place of its channel's output.
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=2).eval()
+    counted: list[int] = []
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(
+                lambda layer, _, out: counted.append(layer.weight.numel() * out.shape[2] * out.shape[3])
+            )
+    network(torch.zeros(1, 3, 64, 64))
+    work = bench.floor.least_work("tf_efficientnet_lite0", 64, "float32")
+    assert work["gflop"] == pytest.approx(2 * (3 * (sum(counted) + 2 * 1280) - counted[0]) / 1e9, rel=1e-6)
     # What is kept is as large as the maps of the layers: four times as much for twice the side, half in half precision.
     side, twice, half = (
         bench.floor.least_work("test_resnet", size, precision)["kept_mb"]
@@ -245,6 +268,42 @@ def test_steps_and_their_profile(bench: SimpleNamespace) -> None:
     assert sum(shares.values()) == pytest.approx(1)
     assert positive(shares[name] for name in ("convolution", "normalisation", "views", "losses", "optimiser"))
     assert positive(bench.floor.peak(torch.device("cpu"), seconds=0, side=64).values())
+
+
+def test_cheaper_forms_of_sage_are_cheaper_in_passes(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[int] = []
+    batch = bench.step_cost.make_batch(32, 4, torch.device("cpu"))
+    create = bench.step_cost.create_backbone
+
+    def counted(*arguments: Any) -> Any:
+        backbone = create(*arguments)
+        backbone.register_forward_pre_hook(lambda _, given: passed.append(given[0].numel()))
+        return backbone
+
+    monkeypatch.setattr(bench.step_cost, "create_backbone", counted)
+    found = {}
+    for title, options in {"sage": {}, **bench.step_cost.CHEAPER}.items():
+        passed.clear()
+        steps = bench.step_cost.our_steps("sage", "test_resnet", batch, **options)
+        assert sum(share for _, share in steps) == pytest.approx(1)
+        for step, _ in steps:
+            step()
+        found[title] = sum(passed) / len(steps) / batch.image.numel()
+    assert found == {
+        "sage": 4,
+        "guided_share 0.5": 2.5,
+        "guided_every 2": 2.5,
+        "views.scale 0.5": 2,
+        "both halves": 1.5,
+    }
+    ratios = bench.step_cost.compare_cheaper("test_resnet", batch, 1)
+    assert set(ratios) == set(found)
+
+
+def test_memory_that_is_kept_is_compared_with_the_default(bench: SimpleNamespace) -> None:
+    row = bench.allocator.measure("test_resnet", 32, 2, repeats=1, pairs=1)
+    assert positive([row[name]["ratio"] for name in bench.allocator.METHODS])
+    assert set(row["peak_mb"]) == {"default", "kept"}
 
 
 def test_half_precision_changes_a_step(bench: SimpleNamespace) -> None:

@@ -407,6 +407,23 @@ def test_the_report_shows_published_numbers_beside_measured(done: tuple[Path, St
     assert "holds no study" in capsys.readouterr().err
 
 
+def test_the_reports_rows_have_the_labels_and_the_order_of_the_plan(iris: Path, tmp_path: Path) -> None:
+    path = write_plan(tmp_path, iris)
+    methods = (
+        '[{ name = "sage", label = "SAGE, strong", alpha = 0.2 }, "cross-entropy", { name = "sage", label = "a" }]'
+    )
+    path.write_text(path.read_text().replace('["cross-entropy", "sage"]', f'{methods}\n"method.tau" = [3, 2]'))
+    study = prepare(read_plan(path), tmp_path / "out")
+    assert len(run_study(study, Inline()).done) == 5
+    assert main(["bench", "report", str(tmp_path / "out"), "--out", str(tmp_path / "r.md")]) == 0
+    table = (tmp_path / "r.md").read_text().partition("**Operating")[0].splitlines()
+    rows = [line.partition("<br>")[0].removeprefix("| ") for line in table if "<sub>seed" in line]
+    wanted = ["cross-entropy", "SAGE, strong · tau 3", "SAGE, strong · tau 2", "a · tau 3", "a · tau 2"]
+    assert rows[:5] == wanted
+    assert main(["bench", "report", str(tmp_path / "out"), "--out", str(tmp_path / "r.html")]) == 0
+    assert "<h1>Tiny</h1>" in (tmp_path / "r.html").read_text()
+
+
 def test_welch_is_scipys() -> None:
     a, b = [0.91, 0.94, 0.9, 0.95, 0.93], [0.88, 0.84, 0.9]
 

@@ -137,7 +137,7 @@ def report(
     begun = [path for run in plan["runs"] if (path := study / "runs" / run["name"]).is_dir()]
     if not begun:
         raise UsageError(f"{study}: no training of this study has begun")
-    print(f"report: {write_report(begun, out or study / 'report.html', published=plan['published'])}")
+    print(f"report: {write_report(begun, out or study / 'report.html', plan=plan)}")
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from lookhere.bench.figures import (
     wrapped,
 )
 from lookhere.bench.groups import BASELINE, Group, differing
-from lookhere.bench.groups import groups as gather
 from lookhere.bench.table import Table, excludes_zero
 from lookhere.bench.values import seed_values
 from lookhere.evaluation.ranks import Ranks, rank_methods
@@ -85,15 +84,10 @@ def rank_groups(groups: Sequence[Group], split: str, subset: str) -> Ranking | N
     """
     configurations: dict[tuple[str, ...], dict[tuple[str, int], float]] = {}
     labels: dict[tuple[str, ...], str] = {}
-    by_data: dict[str, list[Group]] = {}
     for group in groups:
-        by_data.setdefault(group.data, []).append(group)
-    # Gathered by themselves, the groups of one data set have labels that do not tell the data.
-    gathered = [gather([run for group in several for run in group.runs]) for several in by_data.values()]
-    for group in (group for several in gathered for group in several):
         own = {n: v for n, v in group.options.items() if n not in PLACES and n.partition(".")[0] != "data"}
         key = (group.result["backbone"], *(f"{name}={own[name]!r}" for name in sorted(own)))
-        labels.setdefault(key, group.label)
+        labels.setdefault(key, group.row)
         values = seed_values(group, split, subset, "auroc")
         configurations.setdefault(key, {}).update({(group.data, seed): value for seed, value in values.items()})
     blocks = sorted(set.intersection(*(set(found) for found in configurations.values())) if configurations else ())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,8 @@ class Group:
 
     label: str
     runs: tuple[Run, ...] = field(repr=False)
+    row: str = ""
+    """The label without what it tells of the data."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -71,7 +74,7 @@ class Group:
         return {name: value for name, value in flat(self.runs[0].config).items() if name not in varied}
 
 
-def groups(runs: Sequence[Run], *, tell_data: bool = True) -> list[Group]:
+def groups(runs: Sequence[Run], *, tell_data: bool = True, rows: Mapping[str, str] | None = None) -> list[Group]:
     """Gather the runs that differ only by seed and fold, cross-entropy first, then in the order they are given.
 
     The label of a group is its method, followed by what sets it apart: backbone and data where the groups differ in
@@ -81,7 +84,9 @@ def groups(runs: Sequence[Run], *, tell_data: bool = True) -> list[Group]:
     Args:
         runs: finished runs.
         tell_data: false leaves the names of data sets out of the labels, which then are alike on all of them.
+        rows: by the name of a run folder, what a plan calls the group without its data; by default the options say it.
     """
+    rows = rows or {}
     by_group: dict[str, list[Run]] = {}
     for run in runs:
         by_group.setdefault(run.result["group"], []).append(run)
@@ -95,16 +100,27 @@ def groups(runs: Sequence[Run], *, tell_data: bool = True) -> list[Group]:
     several = len({group.result["backbone"] for group in unlabelled}) > 1
     labels = []
     for group in unlabelled:
-        parts = [*([group.result["backbone"]] if several else []), *data[group.data]]
-        parts += [f"{_short(name)}={group.options.get(name, 'unset')}" for name in apart[_kind(group)]]
-        method = group.result["method"]
-        labels.append(f"{method} ({', '.join(dict.fromkeys(parts))})" if parts else method)
-    told = [(label, None if tell_data else group.data_name) for label, group in zip(labels, unlabelled, strict=True)]
-    return [
+        given = {rows.get(run.folder.name) for run in group.runs}
+        backbone = [group.result["backbone"]] if several else []
+        options = [f"{_short(name)}={group.options.get(name, 'unset')}" for name in apart[_kind(group)]]
+        if len(given) == 1 and (name := given.pop()):
+            labels.append((_label(name, data[group.data]), name))
+        else:
+            method = group.result["method"]
+            whole = [*backbone, *data[group.data], *options]
+            labels.append((_label(method, whole), _label(method, [*backbone, *options])))
+    told = [(label, None if tell_data else one.data_name) for (label, _), one in zip(labels, unlabelled, strict=True)]
+    counts = Counter(told)
+    found = []
+    for (label, row), key, group in zip(labels, told, unlabelled, strict=True):
         # What no option tells, such as weights that changed in their file, the identity does.
-        Group(label if told.count(one) == 1 else f"{label} [{group.result['group'][:8]}]", group.runs)
-        for label, one, group in zip(labels, told, unlabelled, strict=True)
-    ]
+        shown = label if counts[key] == 1 else f"{label} [{group.result['group'][:8]}]"
+        found.append(Group(shown, group.runs, row))
+    return found
+
+
+def _label(name: str, parts: Sequence[str]) -> str:
+    return f"{name} ({', '.join(dict.fromkeys(parts))})" if parts else name
 
 
 def _data_labels(everyone: Sequence[Group], tell_names: bool) -> dict[str, list[str]]:

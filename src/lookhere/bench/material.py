@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,13 +34,17 @@ class Material:
     """Of the data set, where there are several and these are the runs on one of them."""
     whole: Material | None = field(default=None, repr=False)
     """The runs on all of them."""
+    plan: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The resolved plan that names the runs, if there is one."""
 
     @classmethod
-    def gather(cls, paths: Iterable[Path], published: Sequence[Mapping[str, Any]] = ()) -> Material:
+    def gather(cls, paths: Iterable[Path], plan: Mapping[str, Any] | None = None) -> Material:
         """Read all runs at or below ``paths``; see ``report.write_report``."""
-        found = find_runs(paths)
-        beside = published_tables(published, {run.folder.name: run for run in found.runs})
-        return cls(found, groups(found.runs), beside)
+        found, plan = find_runs(paths), plan or {}
+        order = {run["name"]: place for place, run in enumerate(plan.get("runs", ()))}
+        found.runs.sort(key=lambda run: order.get(run.folder.name, len(order)))
+        beside = published_tables(plan.get("published", ()), {run.folder.name: run for run in found.runs})
+        return cls(found, groups(found.runs, rows=_rows(plan)), beside, plan=plan)
 
     @cached_property
     def parts(self) -> list[Material]:
@@ -48,8 +52,9 @@ class Material:
         names = dict.fromkeys(group.data_name for group in self.groups)
         if len(names) < 2:
             return [self]
-        unnamed = groups([run for group in self.groups for run in group.runs], tell_data=False)
-        return [Material(self.found, [g for g in unnamed if g.data_name == n], [], n, self) for n in names]
+        runs = [run for group in self.groups for run in group.runs]
+        unnamed = groups(runs, tell_data=False, rows=_rows(self.plan))
+        return [Material(self.found, [g for g in unnamed if g.data_name == n], [], n, self, self.plan) for n in names]
 
     def place(self, split: str) -> str:
         """Return what titles call a test split of this data."""
@@ -107,3 +112,8 @@ class Material:
             (group.label, note) for group in self.groups for run in group.runs for note in run.result.get("notes", ())
         )
         return list(dict.fromkeys(told))
+
+
+def _rows(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Return by the name of a run folder what a plan calls its group."""
+    return {run["name"]: run["row"] for run in plan.get("runs", ()) if "row" in run}

@@ -27,11 +27,12 @@ def page_content(material: Material) -> dict[str, Any]:
     everyone = material.groups
     data = {group.data: group for group in reversed(everyone)}
     datasets = {key: images.open_data(group) for key, group in data.items()}
+    methods = " · ".join(dict.fromkeys(str(group.result["method"]) for group in everyone))
     several = len(material.parts) > 1
     drawn = {group.result["group"] for part in material.parts for group in part.drawn}
     pictured = [group for group in everyone if group.result["group"] in drawn]
     return {
-        "title": " · ".join(dict.fromkeys(str(group.result["method"]) for group in everyone)) or "Nothing finished yet",
+        "title": material.plan.get("title") or methods or "Nothing finished yet",
         "groups": everyone,
         "styles": figures.line_styles(everyone),
         "version": __version__,

@@ -43,9 +43,19 @@ class Entry:
     @property
     def label(self) -> str:
         """The values in words, as in ``sage · resnet50 · iris · sigma 5 · seed 0``."""
-        options = [f"{axis.rpartition('.')[2]} {value}" for axis, value in self.assignment.items() if "." in axis]
         seed = [f"seed {self.assignment['seed']}"] if "seed" in self.assignment else []
-        return " · ".join([self.kind, *options, *seed])
+        return " · ".join([self.kind, *self._options(self.assignment), *seed])
+
+    @property
+    def row(self) -> str:
+        """What a report calls those that it averages over, on each data set, as in ``sage · resnet50 · sigma 5``."""
+        short = [str(self.assignment[axis]) for axis in ("method", "backbone") if axis in self.assignment]
+        apart = {axis: value for axis, value in self.assignment.items() if axis not in AVERAGED}
+        return " · ".join([*short, *self._options(apart)]) or self.config.method.name
+
+    @staticmethod
+    def _options(axes: Mapping[str, Any]) -> list[str]:
+        return [f"{axis.rpartition('.')[2]} {value}" for axis, value in axes.items() if "." in axis]
 
     @property
     def kind(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from lookhere.errors import UsageError
 from lookhere.training.folder import write_text
 
 
-def write_report(paths: Iterable[Path], out: Path, *, published: Sequence[Mapping[str, Any]] = ()) -> Path:
+def write_report(paths: Iterable[Path], out: Path, *, plan: Mapping[str, Any] | None = None) -> Path:
     """Write the report of all runs at or below ``paths`` to the file ``out``, whole or not at all, and return it.
 
     The name's ending says what it gets: ``.html`` the whole page; ``.md`` the tables; ``.tex`` a table for each metric,
     for booktabs; ``.csv`` every number of every run, and a second file, ``…_summary.csv``, the means and differences.
-    All but the last show published numbers, as ``plan.json`` holds them, beside those measured.
+
+    Of a study, ``plan`` is the content of its ``plan.json``: groups have its names and its order, and all but the last
+    show its published numbers beside those measured.
 
     Raises:
         UsageError: no run found, another ending, or a place that cannot be written.
@@ -37,7 +39,7 @@ def write_report(paths: Iterable[Path], out: Path, *, published: Sequence[Mappin
         raise UsageError(f"{out}: a folder; expected the name of an HTML file, such as {out / 'report.html'}")
     if out.suffix.lower() not in MAKERS:
         raise UsageError(f"{out}: expected a name that ends in {', '.join(MAKERS)}")
-    texts = MAKERS[out.suffix.lower()](Material.gather(paths, published))
+    texts = MAKERS[out.suffix.lower()](Material.gather(paths, plan))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for addition, text in reversed(texts.items()):  # the file that was asked for is written last

@@ -152,8 +152,8 @@ def _resolved(plan: Plan, jobs: Sequence[Job]) -> dict[str, Any]:
     """Return the content of ``plan.json``."""
     runs: dict[str, dict[str, Any]] = {}
     for entry, job in zip(plan.entries, jobs, strict=True):
-        about = {"label": job.label, "kind": job.kind, "measured": job.reliance is not None, "axes": entry.assignment}
-        runs.setdefault(job.name, {"name": job.name, **about})
+        about = {"label": job.label, "row": entry.row, "kind": job.kind, "measured": job.reliance is not None}
+        runs.setdefault(job.name, {"name": job.name, **about, "axes": entry.assignment})
     published = []
     for one in plan.published:
         numbers = []
