@@ -20,7 +20,7 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## measure this machine, about an hour on two idle cores, and show it beside the targets
+bench: $(STAMP)  ## measure this machine, about 70 minutes on two idle cores, and show it beside the targets
 	$(BIN)/python benchmarks/step_cost.py --backbones resnet18,resnet50 --repeats 25 --seconds 90 --save
 	$(BIN)/python benchmarks/step_cost.py --backbones densenet121 --without-literal --repeats 25 --seconds 90 --save
 	$(BIN)/python benchmarks/step_cost.py --backbones resnet50 --precision bfloat16 --repeats 25 --seconds 90 --save
