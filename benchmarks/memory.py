@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import machine
 import torch
+from step_cost import PAPER
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,8 +31,6 @@ from lookhere.batch import Batch
 from lookhere.methods import METHODS, Method, create_method
 from lookhere.passes import BatchNorm
 from lookhere.weights import BackboneOptions, create_backbone
-
-PAPER = ["resnet50", "densenet121", "tf_efficientnet_b7", "swin_tiny_patch4_window7_224"]
 
 
 class Living(TorchDispatchMode):

@@ -25,7 +25,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -257,17 +257,17 @@ def compare(
 ) -> tuple[Times, dict[str, float]]:
     """Return the seconds of cross-entropy's, SAGE's and its literal form's step, and the ratios that matter."""
     network: Any = timm.create_model(backbone, num_classes=2)
-    elsewhere = Elsewhere(backbone, batch) if literal else None
-    steps = {name: our_steps(name, backbone, batch, precision) for name in ("cross-entropy", "sage")}
-    steps |= {"literal sage": [(elsewhere, 1.0)]} if elsewhere else {}
-    steps["views and loss terms"] = [(overhead(batch, network.num_features), 1.0)]
-    times = measure(steps, repeats, batch.image.device, budget)
+    steps: Steps = {name: our_steps(name, backbone, batch, precision) for name in ("cross-entropy", "sage")}
+    with closing(Elsewhere(backbone, batch)) if literal else nullcontext() as elsewhere:
+        if elsewhere:
+            steps["literal sage"] = [(elsewhere, 1.0)]
+        steps["views and loss terms"] = [(overhead(batch, network.num_features), 1.0)]
+        times = measure(steps, repeats, batch.image.device, budget)
     ratios = {
         "sage_to_cross_entropy": paired(times, "sage", "cross-entropy"),
         "overhead": paired(times, "views and loss terms", "sage"),
     }
-    if elsewhere:
-        elsewhere.close()
+    if literal:
         ratios["sage_to_literal"] = paired(times, "sage", "literal sage")
     return times, ratios
 

@@ -79,6 +79,8 @@ def test_one_data_set_is_its_own_part(study: Path) -> None:
 def test_more_groups_than_figures_can_show_are_left_to_the_tables(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lookhere.bench.material.DRAWN", 3)
+    assert len(Material.gather([study]).drawn) == 5  # on two data sets, each of which has few enough
     monkeypatch.setattr("lookhere.bench.material.DRAWN", 2)
     text = write_report([study], tmp_path / "r.html").read_text(encoding="utf-8")
     assert text.count("eyes: 3 groups are more than the ") == 4

@@ -19,7 +19,7 @@ from lookhere.bench.values import subset_types, test_splits
 from lookhere.progress import Track
 
 DRAWN = 40
-"""The most groups that figures can tell apart (`figures.MARKERS`), and that a page has pictures of."""
+"""The most groups of a data set that figures can tell apart (`figures.MARKERS`), and that a page has pictures of."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ class Material:
 
     @property
     def drawn(self) -> list[Group]:
-        """The groups that figures and pictures show: all, or none of more than `DRAWN`, which tables alone can hold."""
+        """The groups that figures and pictures show: none of a data set with more than `DRAWN`."""
+        if len(self.parts) > 1:
+            names = {part.name for part in self.parts if part.drawn}
+            return [group for group in self.groups if group.data_name in names]
         return self.groups if len(self.groups) <= DRAWN else []
 
     @cached_property

@@ -29,8 +29,6 @@ def page_content(material: Material) -> dict[str, Any]:
     datasets = {key: images.open_data(group) for key, group in data.items()}
     methods = " · ".join(dict.fromkeys(str(group.result["method"]) for group in everyone))
     several = len(material.parts) > 1
-    drawn = {group.result["group"] for part in material.parts for group in part.drawn}
-    pictured = [group for group in everyone if group.result["group"] in drawn]
     return {
         "title": material.plan.get("title") or methods or "Nothing finished yet",
         "groups": everyone,
@@ -53,7 +51,7 @@ def page_content(material: Material) -> dict[str, Any]:
             for split in ("train", "val")
         ],
         **_views(everyone, datasets),
-        "mistakes": [_mistakes(one, material.evidence[one.label], datasets[one.data]) for one in pictured],
+        "mistakes": [_mistakes(one, material.evidence[one.label], datasets[one.data]) for one in material.drawn],
         "most_drawn": DRAWN,
         "undrawn": [(part.name, len(part.groups)) for part in material.parts if part.groups and not part.drawn],
         "missing_data": sorted({why for why in datasets.values() if isinstance(why, str)}),

@@ -22,9 +22,9 @@ OWN_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRES
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees; return whether it does.
 
-    Blocks of any size then come from one heap that never shrinks by itself, which may grow a sixth larger than the
-    most that is used at a time. Nothing changes where the C library is another, or a variable of ``OWN_SETTINGS`` is
-    set.
+    Blocks of any size then come from one heap that never shrinks by itself, which was up to a third larger than what a
+    process held at most before (docs/performance.md). Nothing changes where the C library is another, or a variable of
+    ``OWN_SETTINGS`` is set.
     """
     library = _glibc()
     if library is None or any(name in os.environ for name in OWN_SETTINGS):
